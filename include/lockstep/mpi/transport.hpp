@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+namespace lockstep {
+
+/// An operation under way. Must be tested until done before the memory it uses goes away.
+struct Request {
+  std::uint64_t handle[2] = {0, 0};  ///< meaning known to the transport that made it
+  bool done = true;
+};
+
+/// Memory that all ranks of a node see, one region a rank, zero at first. Freed by a collective destructor call
+/// order: every rank destroys its windows in the same order.
+class SharedMemory {
+ public:
+  virtual ~SharedMemory() = default;
+
+  /// The region of `rank` (of the communicator that made the window).
+  virtual std::span<std::byte> region(int rank) const = 0;
+};
+
+/// Seam: messages between ranks and memory shared by them. Implemented by MPI, by a single process without MPI,
+/// and by simulated ranks in one process. Only the main thread of a rank may call it. Errors throw.
+///
+/// Everything that can wait is started here and tested; the waiting itself, with its limits and reports, is
+/// Communicator's.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  virtual int rank() const noexcept = 0;
+  virtual int size() const noexcept = 0;
+
+  virtual Request send(std::span<const std::byte> bytes, int destination, int tag) = 0;
+  virtual Request receive(std::span<std::byte> bytes, int source, int tag) = 0;
+
+  virtual Request broadcast(std::span<std::byte> bytes, int root) = 0;
+
+  /// `all` holds size() pieces as long as `mine`, in the order of the ranks.
+  virtual Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+
+  /// Sum over ranks into `values` on every rank, in whatever order the MPI library likes.
+  virtual Request all_reduce_sum(std::span<float> values) = 0;
+
+  /// Moves the operation on; true when it is complete. Local.
+  virtual bool test(Request& request) = 0;
+
+  /// A communicator of the ranks with the same `color` (not negative), in the order of `key`. Collective.
+  virtual std::shared_ptr<Transport> split(int color, int key) = 0;
+
+  /// A communicator of the ranks that can share memory with this one. Collective.
+  virtual std::shared_ptr<Transport> split_by_node() = 0;
+
+  /// Collective over ranks of one node; `bytes` may differ between ranks.
+  virtual std::unique_ptr<SharedMemory> share(std::size_t bytes) = 0;
+
+  /// One turn of a wait: lets others run. `turn` counts from 0 within one wait, so that a transport can begin by
+  /// spinning and end by giving the core away. Local.
+  virtual void relax(std::uint64_t turn) = 0;
+
+  /// Ends all processes of the job with `code`. Does not return.
+  [[noreturn]] virtual void abort(int code, std::string_view reason) = 0;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,92 @@
+#include <lockstep/base/log.hpp>
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <utility>
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <lockstep/base/error.hpp>
+
+namespace lockstep {
+namespace {
+
+spdlog::level::level_enum spdlog_level(LogLevel level) {
+  switch (level) {
+    case LogLevel::info:
+      return spdlog::level::info;
+    case LogLevel::warning:
+      return spdlog::level::warn;
+    case LogLevel::error:
+      return spdlog::level::err;
+  }
+  return spdlog::level::err;
+}
+
+class StandardSink final : public Log::Sink {
+ public:
+  StandardSink(const std::string& prefix, const std::filesystem::path& file)
+      : prefix_(prefix), interactive_(::isatty(STDERR_FILENO) == 1), logger_("lockstep") {
+    auto terminal = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+    terminal->set_pattern(interactive_ ? "%^%v%$" : "%v");
+    logger_.sinks().push_back(std::move(terminal));
+    if (!file.empty()) {
+      try {
+        auto lines = std::make_shared<spdlog::sinks::basic_file_sink_mt>(file.string());
+        lines->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+        logger_.sinks().push_back(std::move(lines));
+      } catch (const spdlog::spdlog_ex& failure) {
+        throw IoError("cannot open the log file: " + std::string(failure.what()) +
+                      "; choose another place with --log_file");
+      }
+    }
+    logger_.flush_on(spdlog::level::info);
+  }
+
+  void write(LogLevel level, std::string_view message) override {
+    end_progress();
+    const char* mark = level == LogLevel::error ? "error: " : level == LogLevel::warning ? "warning: " : "";
+    logger_.log(spdlog_level(level), "{}{}{}", prefix_, mark, message);
+  }
+
+  void progress(std::string_view line) override {
+    if (!interactive_) return;
+    std::fprintf(stderr, "\r\033[K%.*s", static_cast<int>(line.size()), line.data());
+    std::fflush(stderr);
+    in_progress_ = true;
+  }
+
+  bool interactive() const noexcept override { return interactive_; }
+
+ private:
+  void end_progress() {
+    if (in_progress_.exchange(false)) std::fputs("\r\033[K", stderr);
+  }
+
+  std::string prefix_;
+  bool interactive_;
+  std::atomic<bool> in_progress_{false};
+  spdlog::logger logger_;
+};
+
+}  // namespace
+
+void Log::write(LogLevel level, std::string_view message) const {
+  if (sink_) sink_->write(level, message);
+}
+
+void Log::progress(std::string_view line) const {
+  if (sink_) sink_->progress(line);
+}
+
+bool Log::interactive() const noexcept { return sink_ && sink_->interactive(); }
+
+Log Log::standard(const std::string& prefix, const std::filesystem::path& file) {
+  return Log(std::make_shared<StandardSink>(prefix, file));
+}
+
+}  // namespace lockstep

@@ -1,0 +1,50 @@
+#include <lockstep/base/signals.hpp>
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <utility>
+
+#include <lockstep/base/error.hpp>
+
+namespace lockstep {
+namespace {
+
+// Signal handlers have no argument of their own: this is the one place for process-wide state.
+std::atomic<int> first_signal{0};
+std::atomic<bool> installed{false};
+static_assert(std::atomic<int>::is_always_lock_free, "a handler may only touch lock-free atomics");
+
+struct sigaction previous[NSIG];
+
+extern "C" void lockstep_on_signal(int signal) {
+  int none = 0;
+  if (!first_signal.compare_exchange_strong(none, signal) && signal == SIGINT) _exit(128 + SIGINT);
+}
+
+}  // namespace
+
+ProcessSignals::ProcessSignals(std::vector<int> signals) : signals_(std::move(signals)) {
+  if (installed.exchange(true)) throw InternalError("two ProcessSignals at once");
+  first_signal = 0;
+  struct sigaction action {};
+  action.sa_handler = lockstep_on_signal;
+  sigemptyset(&action.sa_mask);
+  action.sa_flags = SA_RESTART;
+  for (const int signal : signals_) sigaction(signal, &action, &previous[signal]);
+}
+
+ProcessSignals::~ProcessSignals() {
+  for (const int signal : signals_) sigaction(signal, &previous[signal], nullptr);
+  installed = false;
+}
+
+std::optional<int> ProcessSignals::received() const noexcept {
+  const int signal = first_signal.load(std::memory_order_relaxed);
+  return signal == 0 ? std::nullopt : std::optional(signal);
+}
+
+std::vector<int> ProcessSignals::stop_signals() { return {SIGTERM, SIGUSR1, SIGUSR2, SIGINT}; }
+
+}  // namespace lockstep

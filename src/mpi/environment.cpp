@@ -1,0 +1,52 @@
+#include <array>
+#include <exception>
+#include <string>
+
+#include <mpi.h>
+
+#include <lockstep/mpi/environment.hpp>
+#include <lockstep/mpi/interop.hpp>
+
+#include "mpi_transport.hpp"
+
+namespace lockstep {
+
+Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::uncaught_exceptions()) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  if (initialized != 0) return;
+  int provided = 0;
+  check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  finalize_ = true;
+  if (provided < MPI_THREAD_FUNNELED) {
+    throw EnvironmentError(
+        "the MPI library does not support MPI_THREAD_FUNNELED, which background writing needs; use one that "
+        "was built "
+        "with thread support");
+  }
+}
+
+Environment::~Environment() {
+  if (finalize_ && std::uncaught_exceptions() == exceptions_at_start_) MPI_Finalize();
+}
+
+Communicator Environment::world(WaitPolicy policy) const {
+  return from_mpi(MPI_COMM_WORLD, std::move(policy));
+}
+
+std::string Environment::library() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  const std::string full(text.data(), static_cast<std::size_t>(length));
+  return full.substr(0, full.find(','));
+}
+
+Communicator from_mpi(MPI_Comm comm, WaitPolicy policy) {
+  MPI_Comm duplicate = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_dup(comm, &duplicate), "MPI_Comm_dup");
+  return Communicator(std::make_shared<MpiTransport>(duplicate, is_oversubscribed(duplicate)),
+                      std::move(policy));
+}
+
+}  // namespace lockstep

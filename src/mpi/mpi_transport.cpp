@@ -1,0 +1,191 @@
+#include "mpi_transport.hpp"
+
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <lockstep/base/error.hpp>
+
+namespace lockstep {
+namespace {
+
+static_assert(sizeof(MPI_Request) <= sizeof(Request::handle));
+
+Request started(MPI_Request request) {
+  Request result;
+  std::memcpy(result.handle, &request, sizeof request);
+  result.done = false;
+  return result;
+}
+
+int count_of(std::size_t count) {
+  if (count > INT_MAX) {
+    throw InternalError(fmt::format("a message of {} elements was not cut into pieces", count));
+  }
+  return static_cast<int>(count);
+}
+
+class MpiSharedMemory final : public SharedMemory {
+ public:
+  MpiSharedMemory(MPI_Comm comm, std::size_t bytes) {
+    MPI_Info info = MPI_INFO_NULL;
+    check_mpi(MPI_Info_create(&info), "MPI_Info_create");
+    // Each rank's region on pages of its own: touched first by its owner, so it lies in its memory.
+    check_mpi(MPI_Info_set(info, "alloc_shared_noncontig", "true"), "MPI_Info_set");
+    void* base = nullptr;
+    const int code = MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes), 1, info, comm, &base, &window_);
+    MPI_Info_free(&info);
+    check_mpi(code, "MPI_Win_allocate_shared");
+    std::memset(base, 0, bytes);
+    check_mpi(MPI_Win_lock_all(MPI_MODE_NOCHECK, window_), "MPI_Win_lock_all");
+    // Nobody may look at a region before its owner has zeroed it.
+    check_mpi(MPI_Barrier(comm), "MPI_Barrier");
+  }
+
+  ~MpiSharedMemory() override {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (finalized != 0) return;
+    MPI_Win_unlock_all(window_);
+    MPI_Win_free(&window_);
+  }
+
+  std::span<std::byte> region(int rank) const override {
+    MPI_Aint size = 0;
+    int unit = 1;
+    void* base = nullptr;
+    check_mpi(MPI_Win_shared_query(window_, rank, &size, &unit, &base), "MPI_Win_shared_query");
+    return {static_cast<std::byte*>(base), static_cast<std::size_t>(size)};
+  }
+
+ private:
+  MPI_Win window_ = MPI_WIN_NULL;
+};
+
+}  // namespace
+
+void check_mpi(int code, std::string_view operation) {
+  if (code == MPI_SUCCESS) return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(code, text.data(), &length);
+  throw DeadlineExceeded(fmt::format(
+      "{} failed ({}); a rank or the network was lost: launch again to go on from the newest checkpoint",
+      operation, std::string_view(text.data(), static_cast<std::size_t>(length))));
+}
+
+bool is_oversubscribed(MPI_Comm comm) {
+  MPI_Comm node = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+  int ranks = 1;
+  const int code = MPI_Comm_size(node, &ranks);
+  MPI_Comm_free(&node);
+  check_mpi(code, "MPI_Comm_size");
+  return ranks > sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+MpiTransport::MpiTransport(MPI_Comm comm, bool oversubscribed)
+    : comm_(comm), oversubscribed_(oversubscribed) {
+  check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
+  check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+}
+
+MpiTransport::~MpiTransport() {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  // Freeing is collective: while an exception unwinds, other ranks may never come to it.
+  if (finalized == 0 && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
+}
+
+Request MpiTransport::send(std::span<const std::byte> bytes, int destination, int tag) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Isend(bytes.data(), count_of(bytes.size()), MPI_BYTE, destination, tag, comm_, &request),
+            "MPI_Isend");
+  return started(request);
+}
+
+Request MpiTransport::receive(std::span<std::byte> bytes, int source, int tag) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Irecv(bytes.data(), count_of(bytes.size()), MPI_BYTE, source, tag, comm_, &request),
+            "MPI_Irecv");
+  return started(request);
+}
+
+Request MpiTransport::broadcast(std::span<std::byte> bytes, int root) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Ibcast(bytes.data(), count_of(bytes.size()), MPI_BYTE, root, comm_, &request), "MPI_Ibcast");
+  return started(request);
+}
+
+Request MpiTransport::all_gather(std::span<const std::byte> mine, std::span<std::byte> all) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  const int count = count_of(mine.size());
+  check_mpi(MPI_Iallgather(mine.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, comm_, &request),
+            "MPI_Iallgather");
+  return started(request);
+}
+
+Request MpiTransport::all_reduce_sum(std::span<float> values) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Iallreduce(MPI_IN_PLACE, values.data(), count_of(values.size()), MPI_FLOAT, MPI_SUM, comm_,
+                           &request),
+            "MPI_Iallreduce");
+  return started(request);
+}
+
+bool MpiTransport::test(Request& request) {
+  if (request.done) return true;
+  MPI_Request raw;
+  std::memcpy(&raw, request.handle, sizeof raw);
+  int done = 0;
+  check_mpi(MPI_Test(&raw, &done, MPI_STATUS_IGNORE), "MPI_Test");
+  std::memcpy(request.handle, &raw, sizeof raw);
+  request.done = done != 0;
+  return request.done;
+}
+
+std::shared_ptr<Transport> MpiTransport::split(int color, int key) {
+  MPI_Comm comm = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(comm_, color, key, &comm), "MPI_Comm_split");
+  return std::make_shared<MpiTransport>(comm, oversubscribed_);
+}
+
+std::shared_ptr<Transport> MpiTransport::split_by_node() {
+  MPI_Comm comm = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &comm),
+            "MPI_Comm_split_type");
+  return std::make_shared<MpiTransport>(comm, oversubscribed_);
+}
+
+std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes) {
+  return std::make_unique<MpiSharedMemory>(comm_, bytes);
+}
+
+void MpiTransport::relax(std::uint64_t turn) {
+  // Spinning beats the scheduler while the partner runs; once it has had its chance, or where ranks outnumber
+  // cores, the core is better given away.
+  constexpr std::uint64_t kSpins = 2000;
+  if (turn < kSpins && !oversubscribed_) {
+    __builtin_ia32_pause();
+  } else {
+    sched_yield();
+  }
+}
+
+void MpiTransport::abort(int code, std::string_view reason) {
+  std::fprintf(stderr, "%.*s\n", static_cast<int>(reason.size()), reason.data());
+  std::fflush(stderr);
+  MPI_Abort(comm_, code);
+  std::_Exit(code);
+}
+
+}  // namespace lockstep

@@ -20,16 +20,16 @@ namespace lockstep {
 /// How long a wait for other ranks may last, and who hears of it.
 struct WaitPolicy {
   std::shared_ptr<Clock> clock = std::make_shared<SystemClock>();
-  Log log;                      ///< notices of long waits
-  Seconds notice{5};            ///< first notice after this, then each time the wait has doubled
-  Seconds limit{0};             ///< DeadlineExceeded after this; 0: no limit
+  Log log;            ///< notices of long waits
+  Seconds notice{5};  ///< first notice after this, then each time the wait has doubled
+  Seconds limit{0};   ///< DeadlineExceeded after this; 0: no limit
 };
 
-/// The ranks of a job, or some of them. A value that is cheap to copy; copies share one transport. Used only from
-/// the main thread.
+/// The ranks of a job, or some of them. A value that is cheap to copy; copies share one transport. Used only
+/// from the main thread.
 ///
-/// Every function is collective over the communicator unless it says otherwise: all ranks call it, in the same
-/// order. Every wait has the limit of `policy` and says what it waits for.
+/// Every function is collective over the communicator unless it says otherwise: all ranks call it, in the
+/// same order. Every wait has the limit of `policy` and says what it waits for.
 class Communicator {
  public:
   explicit Communicator(std::shared_ptr<Transport> transport, WaitPolicy policy = {});
@@ -37,23 +37,24 @@ class Communicator {
   /// One rank, no MPI. Local.
   static Communicator self(WaitPolicy policy = {});
 
-  int rank() const noexcept { return transport_->rank(); }           ///< Local.
-  int size() const noexcept { return transport_->size(); }           ///< Local.
+  int rank() const noexcept { return transport_->rank(); }            ///< Local.
+  int size() const noexcept { return transport_->size(); }            ///< Local.
   bool is_chief() const noexcept { return transport_->rank() == 0; }  ///< Local.
-  const WaitPolicy& policy() const noexcept { return policy_; }      ///< Local.
+  const WaitPolicy& policy() const noexcept { return policy_; }       ///< Local.
 
   /// The same ranks and messages under another policy. Local.
   Communicator with_policy(WaitPolicy policy) const { return Communicator(transport_, std::move(policy)); }
 
-  /// Returns when all ranks have come. While it lasts the chief names the ranks that are missing; at the limit every
-  /// waiting rank throws DeadlineExceeded. Cost: one small message to the chief and one back per rank; not for the
-  /// step loop. `what` says in messages what the ranks are waiting for ("the chief to restore").
+  /// Returns when all ranks have come. While it lasts the chief names the ranks that are missing; at the
+  /// limit every waiting rank throws DeadlineExceeded. Cost: one small message to the chief and one back per
+  /// rank; not for the step loop. `what` says in messages what the ranks are waiting for ("the chief to
+  /// restore").
   void barrier(std::string_view what) const;
 
   void broadcast(std::span<std::byte> bytes, int root = 0) const;
 
-  template <class T>
-  void broadcast_values(std::span<T> values, int root = 0) const {
+  template <class T, std::size_t Extent>
+  void broadcast_values(std::span<T, Extent> values, int root = 0) const {
     static_assert(std::is_trivially_copyable_v<T>);
     broadcast(std::as_writable_bytes(values), root);
   }
@@ -75,8 +76,8 @@ class Communicator {
 
   Communicator split(int color, int key) const;
 
-  /// The ranks that share memory with this one; at most `at_most` a node when it is not 0 (for tests of several
-  /// nodes on one machine).
+  /// The ranks that share memory with this one; at most `at_most` a node when it is not 0 (for tests of
+  /// several nodes on one machine).
   Communicator split_by_node(int at_most = 0) const;
 
   /// Memory that all ranks of this communicator see; they must be on one node.
@@ -95,8 +96,8 @@ class Communicator {
   /// Waits for a started operation. Local; ends when the partner has done its part.
   void wait(Request& request, std::string_view what) const;
 
-  /// Waits until `ready()` holds (a word in shared memory that other ranks write). `missing()` names who has not
-  /// come, for notices and the error. Local; ends when the others have done their part.
+  /// Waits until `ready()` holds (a word in shared memory that other ranks write). `missing()` names who has
+  /// not come, for notices and the error. Local; ends when the others have done their part.
   template <class Ready, class Missing>
   void wait_until(std::string_view what, Ready&& ready, Missing&& missing) const {
     if (ready()) return;
@@ -120,12 +121,13 @@ class Communicator {
 /// "0-2, 5": for messages. Ranks in increasing order.
 std::string to_string_ranks(std::span<const int> ranks);
 
-/// Runs `work` on the chief alone and shares how it ended: returns on all ranks, or throws on all ranks an error of
-/// the chief's class with the chief's message. Collective: one broadcast.
+/// Runs `work` on the chief alone and shares how it ended: returns on all ranks, or throws on all ranks an
+/// error of the chief's class with the chief's message. Collective: one broadcast.
 void on_chief(const Communicator& comm, const std::function<void()>& work);
 
-/// Throws on all ranks, if any rank has a failure, that of the lowest such rank (with the rank named, unless it is
-/// the chief). `failure` is null where all is well. Collective: one gather of a small value, two when there is one.
+/// Throws on all ranks, if any rank has a failure, that of the lowest such rank (with the rank named, unless
+/// it is the chief). `failure` is null where all is well. Collective: one gather of a small value, two when
+/// there is one.
 void throw_together(const Communicator& comm, const std::exception_ptr& failure);
 
 }  // namespace lockstep

@@ -4,9 +4,9 @@
 
 namespace lockstep {
 
-/// MPI for the length of its life: initializes it with MPI_THREAD_FUNNELED unless the program has done so, and
-/// finalizes what it initialized. While an exception unwinds it does not finalize, since other ranks may never come
-/// to it; the program then ends through `Communicator::abort`.
+/// MPI for the length of its life: initializes it with MPI_THREAD_FUNNELED unless the program has done so,
+/// and finalizes what it initialized. While an exception unwinds it does not finalize, since other ranks may
+/// never come to it; the program then ends through `Communicator::abort`.
 class Environment {
  public:
   Environment(int* argc, char*** argv);
@@ -14,8 +14,8 @@ class Environment {
   Environment(const Environment&) = delete;
   Environment& operator=(const Environment&) = delete;
 
-  /// All ranks of the job, on a duplicate of MPI's world, so that messages of the program itself are never mixed with
-  /// ours. Collective.
+  /// All ranks of the job, on a duplicate of MPI's world, so that messages of the program itself are never
+  /// mixed with ours. Collective.
   Communicator world(WaitPolicy policy = {}) const;
 
   /// "Open MPI v4.1.4". Local.

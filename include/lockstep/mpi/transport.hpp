@@ -14,8 +14,8 @@ struct Request {
   bool done = true;
 };
 
-/// Memory that all ranks of a node see, one region a rank, zero at first. Freed by a collective destructor call
-/// order: every rank destroys its windows in the same order.
+/// Memory that all ranks of a node see, one region a rank, zero at first. Freed by a collective destructor
+/// call order: every rank destroys its windows in the same order.
 class SharedMemory {
  public:
   virtual ~SharedMemory() = default;
@@ -24,8 +24,8 @@ class SharedMemory {
   virtual std::span<std::byte> region(int rank) const = 0;
 };
 
-/// Seam: messages between ranks and memory shared by them. Implemented by MPI, by a single process without MPI,
-/// and by simulated ranks in one process. Only the main thread of a rank may call it. Errors throw.
+/// Seam: messages between ranks and memory shared by them. Implemented by MPI, by a single process without
+/// MPI, and by simulated ranks in one process. Only the main thread of a rank may call it. Errors throw.
 ///
 /// Everything that can wait is started here and tested; the waiting itself, with its limits and reports, is
 /// Communicator's.
@@ -59,8 +59,8 @@ class Transport {
   /// Collective over ranks of one node; `bytes` may differ between ranks.
   virtual std::unique_ptr<SharedMemory> share(std::size_t bytes) = 0;
 
-  /// One turn of a wait: lets others run. `turn` counts from 0 within one wait, so that a transport can begin by
-  /// spinning and end by giving the core away. Local.
+  /// One turn of a wait: lets others run. `turn` counts from 0 within one wait, so that a transport can begin
+  /// by spinning and end by giving the core away. Local.
   virtual void relax(std::uint64_t turn) = 0;
 
   /// Ends all processes of the job with `code`. Does not return.

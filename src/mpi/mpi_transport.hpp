@@ -1,0 +1,50 @@
+#pragma once
+
+#include <string_view>
+
+#include <mpi.h>
+
+#include <lockstep/mpi/transport.hpp>
+
+namespace lockstep {
+
+/// Throws DeadlineExceeded (a lost rank) or IoError with the operation and MPI's own text unless `code` is
+/// success.
+void check_mpi(int code, std::string_view operation);
+
+/// Ranks as processes of an MPI job. Owns its communicator.
+class MpiTransport final : public Transport {
+ public:
+  /// Takes over `comm`, which must not be one of MPI's own. `oversubscribed`: this node has more ranks than
+  /// cores.
+  MpiTransport(MPI_Comm comm, bool oversubscribed);
+  ~MpiTransport() override;
+  MpiTransport(const MpiTransport&) = delete;
+  MpiTransport& operator=(const MpiTransport&) = delete;
+
+  int rank() const noexcept override { return rank_; }
+  int size() const noexcept override { return size_; }
+
+  Request send(std::span<const std::byte> bytes, int destination, int tag) override;
+  Request receive(std::span<std::byte> bytes, int source, int tag) override;
+  Request broadcast(std::span<std::byte> bytes, int root) override;
+  Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override;
+  Request all_reduce_sum(std::span<float> values) override;
+  bool test(Request& request) override;
+  std::shared_ptr<Transport> split(int color, int key) override;
+  std::shared_ptr<Transport> split_by_node() override;
+  std::unique_ptr<SharedMemory> share(std::size_t bytes) override;
+  void relax(std::uint64_t turn) override;
+  [[noreturn]] void abort(int code, std::string_view reason) override;
+
+ private:
+  MPI_Comm comm_;
+  int rank_ = 0;
+  int size_ = 1;
+  bool oversubscribed_;
+};
+
+/// Whether the ranks of `comm` on this node outnumber its cores. Collective over `comm`.
+bool is_oversubscribed(MPI_Comm comm);
+
+}  // namespace lockstep

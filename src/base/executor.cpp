@@ -1,15 +1,15 @@
-#include <lockstep/base/executor.hpp>
-
-#include <pthread.h>
-#include <signal.h>
-
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <lockstep/base/executor.hpp>
 
 namespace lockstep {
 namespace {
@@ -62,31 +62,35 @@ class ThreadWorker final : public Worker {
 
  private:
   void loop() {
+    // Two buffers that trade places, so that a steady stream of tasks allocates nothing.
+    std::vector<std::function<void()>> taken;
     std::unique_lock lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return ending_ || !tasks_.empty(); });
       if (tasks_.empty()) return;
-      std::function<void()> task = std::move(tasks_.front());
-      tasks_.pop_front();
-      lock.unlock();
-      std::exception_ptr failure;
-      try {
-        task();
-      } catch (...) {
-        failure = std::current_exception();
+      taken.swap(tasks_);
+      for (std::function<void()>& task : taken) {
+        lock.unlock();
+        std::exception_ptr failure;
+        try {
+          task();
+        } catch (...) {
+          failure = std::current_exception();
+        }
+        task = nullptr;
+        lock.lock();
+        if (failure && !failure_) failure_ = failure;
+        --pending_;
+        if (pending_.load() == 0) done_.notify_all();
       }
-      task = nullptr;
-      lock.lock();
-      if (failure && !failure_) failure_ = failure;
-      --pending_;
-      if (pending_.load() == 0) done_.notify_all();
+      taken.clear();
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable done_;
-  std::deque<std::function<void()>> tasks_;
+  std::vector<std::function<void()>> tasks_;
   std::atomic<int> pending_{0};
   bool ending_ = false;
   std::exception_ptr failure_;
@@ -158,7 +162,9 @@ std::unique_ptr<Periodic> ThreadExecutor::every(const std::string& name, Seconds
   return std::make_unique<ThreadPeriodic>(name, interval, std::move(task));
 }
 
-std::unique_ptr<Worker> InlineExecutor::start(const std::string&) { return std::make_unique<InlineWorker>(); }
+std::unique_ptr<Worker> InlineExecutor::start(const std::string&) {
+  return std::make_unique<InlineWorker>();
+}
 
 std::unique_ptr<Periodic> InlineExecutor::every(const std::string&, Seconds, std::function<void()>) {
   return std::make_unique<NeverPeriodic>();

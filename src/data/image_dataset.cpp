@@ -15,6 +15,9 @@ namespace {
 
 constexpr const char* kFashionMnist = "/usr/share/datasets/fashion-mnist";
 constexpr float kWhite = 255.0F;
+constexpr std::size_t kCacheLine = 64;
+constexpr std::size_t kAhead = 2;       // samples
+constexpr std::size_t kFetched = 1024;  // bytes of a sample; the processor follows by itself from there
 
 bool is_missing(const FileError& error) {
   return error.code() == ENOENT || error.code() == ENOTDIR;
@@ -138,9 +141,17 @@ void ImageDataset::fill(std::span<const std::int64_t> indices, std::span<float> 
     throw InternalError(fmt::format("ImageDataset::fill of {} samples into {} inputs and {} labels",
                                     indices.size(), inputs.size(), labels.size()));
   }
+  for (const std::int64_t index : indices) {
+    if (index < 0 || index >= size()) {
+      throw InternalError(fmt::format("ImageDataset::fill: sample {} of {}", index, size()));
+    }
+  }
   for (std::size_t i = 0; i < indices.size(); ++i) {
-    if (indices[i] < 0 || indices[i] >= size()) {
-      throw InternalError(fmt::format("ImageDataset::fill: sample {} of {}", indices[i], size()));
+    // Shuffled samples are far apart: fetch one while another is converted.
+    if (i + kAhead < indices.size()) {
+      const std::uint8_t* coming = images_.data() + static_cast<std::size_t>(indices[i + kAhead]) * elements_;
+      for (std::size_t k = 0; k < std::min(elements_, kFetched); k += kCacheLine)
+        __builtin_prefetch(coming + k);
     }
     const auto index = static_cast<std::size_t>(indices[i]);
     const std::uint8_t* pixels = images_.data() + index * elements_;

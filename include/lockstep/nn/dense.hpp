@@ -1,0 +1,36 @@
+#pragma once
+
+#include <lockstep/nn/layer.hpp>
+
+namespace lockstep {
+
+enum class Activation { none, relu };
+
+/// output = activation(input * weight + bias), over samples of any shape (taken as one row each).
+/// Parameters: "weight" [inputs, outputs] and "bias" [outputs]. Initial weights are uniform, He's for ReLU
+/// and Glorot's otherwise; initial biases are zero.
+class Dense final : public Layer {
+ public:
+  explicit Dense(std::int64_t outputs, Activation activation = Activation::none);
+
+  std::string_view kind() const noexcept override { return "dense"; }
+  std::string describe() const override;
+  Shape declare(State& state, const std::string& name, const Shape& input) override;
+  void initialize(const State& state, std::uint64_t seed) const override;
+  std::int64_t flops_per_sample() const override { return 2 * inputs_ * outputs_; }
+
+  void forward(const Pass& pass, std::span<const float> input, std::span<float> output,
+               std::span<float> scratch) const override;
+  void backward(const Pass& pass, std::span<const float> input, std::span<const float> output,
+                std::span<float> output_gradient, std::span<float> input_gradient, std::span<float> gradients,
+                std::span<float> scratch) const override;
+
+ private:
+  std::int64_t inputs_ = 0;
+  std::int64_t outputs_;
+  Activation activation_;
+  Tensor weight_;
+  Tensor bias_;
+};
+
+}  // namespace lockstep

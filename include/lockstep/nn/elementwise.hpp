@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace lockstep {
+
+/// Loops over rows of floats that layers share. Each result is a function of the values alone: every element
+/// is computed by the same operations whatever vectors the compiler forms, and sums run in one fixed order.
+/// A NaN among the inputs that matter for a result makes it NaN.
+
+/// Adds `bias` to every row of `rows` (row-major, bias.size() columns).
+void add_bias(std::span<float> rows, std::span<const float> bias) noexcept;
+
+/// The same, then max(x, 0).
+void add_bias_relu(std::span<float> rows, std::span<const float> bias) noexcept;
+
+/// output = max(input, 0). The two may be the same memory.
+void relu(std::span<const float> input, std::span<float> output) noexcept;
+
+/// input_gradient = output_gradient where output > 0, and 0 elsewhere. The two may be the same memory.
+void relu_backward(std::span<const float> output, std::span<const float> output_gradient,
+                   std::span<float> input_gradient) noexcept;
+
+/// sums[j] = rows[0][j] + rows[1][j] + ..., from the first row to the last.
+void column_sums(std::span<const float> rows, std::span<float> sums) noexcept;
+
+/// Sum of squares in double: 16 lanes (element i belongs to lane i mod 16), then the lanes in a fixed tree.
+double sum_of_squares(std::span<const float> values) noexcept;
+
+}  // namespace lockstep

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lockstep {
+
+enum class KernelChoice { automatic, eigen, onednn };
+
+/// "auto", "eigen" or "onednn", as on the command line. Throws UsageError for another word.
+KernelChoice kernel_choice(std::string_view word);
+
+enum class Transpose : bool { no, yes };
+
+/// The matrix work of all layers; everything else is plain loops of this library (elementwise.hpp).
+///
+/// Implementations are single-threaded, keep nothing between calls and allocate nothing after the first call,
+/// so several threads may use one object. The bits of a result depend on the values and the sizes alone: not
+/// on where the buffers lie, nor on what ran before.
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+
+  virtual std::string_view name() const noexcept = 0;
+
+  /// Everything that decides the bits: library, version, instruction set, blocking sizes. Equal text means
+  /// equal bits; ranks compare it at start and a checkpoint keeps it.
+  virtual std::string description() const = 0;
+
+  /// C (m x n) = op(A) (m x k) times op(B) (k x n), plus C if `accumulate`. Row-major; a leading dimension is
+  /// the distance between rows as stored (before the transposition). C overlaps neither A nor B.
+  virtual void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n,
+                    std::int64_t k, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
+                    bool accumulate, float* c, std::int64_t ldc) const = 0;
+};
+
+/// `automatic` takes oneDNN where it was built in. Throws UsageError for one that was not.
+std::unique_ptr<Kernels> make_kernels(KernelChoice choice = KernelChoice::automatic);
+
+/// What this build has.
+std::vector<KernelChoice> built_kernels();
+
+}  // namespace lockstep

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <lockstep/base/random.hpp>
+#include <lockstep/nn/kernels.hpp>
+#include <lockstep/state/state.hpp>
+
+namespace lockstep {
+
+/// What all layers share during one pass over one micro-batch.
+struct Pass {
+  const Kernels& kernels;
+  std::int64_t samples = 0;  ///< rows of every input and output
+  bool training = true;      ///< false: no backward follows
+};
+
+/// One layer of a model: a function of its input and its parameters, and the derivative of that function.
+///
+/// To write your own, copy relu.hpp (no parameters) or dense.hpp (parameters) and check it with
+/// gradient_check.hpp. Shapes are those of one sample; buffers hold `pass.samples` samples one after the
+/// other.
+///
+/// Order of calls: `declare` once, the State is frozen, `initialize`, then any number of passes. During
+/// passes the layer is const and several threads may run it at once, each with buffers of its own; what a
+/// backward needs to know of its forward is in `input`, `output` and `scratch`. A pass allocates nothing, and
+/// its results are a function of the values alone (promise: same bits wherever it runs).
+class Layer {
+ public:
+  virtual ~Layer() = default;
+
+  /// Lower-case word that starts the names of its parameters: "dense" becomes "dense0/weight".
+  virtual std::string_view kind() const noexcept = 0;
+
+  /// One line for people: "dense 784 -> 512, relu". Also kept in checkpoints: two layers that compute
+  /// different functions of the same parameters differ in it.
+  virtual std::string describe() const = 0;
+
+  /// Learns the shape of a sample and declares the parameters as NAME/... Returns the shape of an output.
+  /// Throws UsageError for an input that does not fit.
+  virtual Shape declare(State& state, const std::string& name, const Shape& input) = 0;
+
+  /// Writes initial values into the parameters: a function of `seed` and the tensors' places in the State.
+  virtual void initialize(const State& state, std::uint64_t seed) const;
+
+  /// Floats that one pass over `samples` samples keeps from forward to backward, beside input and output.
+  virtual std::size_t scratch_size(std::int64_t samples) const;
+
+  /// Multiplications and additions of one forward pass for one sample.
+  virtual std::int64_t flops_per_sample() const;
+
+  virtual void forward(const Pass& pass, std::span<const float> input, std::span<float> output,
+                       std::span<float> scratch) const = 0;
+
+  /// Writes (does not add) the parameters' gradients into `gradients`, an arena of the State's layout, and
+  /// the input's into `input_gradient`, which is empty when nobody wants it. `output_gradient` may be
+  /// overwritten.
+  virtual void backward(const Pass& pass, std::span<const float> input, std::span<const float> output,
+                        std::span<float> output_gradient, std::span<float> input_gradient,
+                        std::span<float> gradients, std::span<float> scratch) const = 0;
+};
+
+/// The random numbers for the initial values of `tensor`: keyed by the seed and the tensor's index among the
+/// parameters of `state`.
+Random initial_random(const State& state, const Tensor& tensor, std::uint64_t seed);
+
+/// Fills `tensor` with uniform values in [-limit, limit).
+void fill_uniform(const State& state, const Tensor& tensor, std::uint64_t seed, float limit);
+
+}  // namespace lockstep

@@ -1,0 +1,131 @@
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lockstep/nn/layer.hpp>
+#include <lockstep/nn/loss.hpp>
+#include <lockstep/nn/softmax_cross_entropy.hpp>
+#include <lockstep/state/arena.hpp>
+#include <lockstep/state/state.hpp>
+
+namespace lockstep {
+
+/// Memory for one pass of one model over one micro-batch: activations, their gradients, the layers' scratch.
+/// Each thread needs its own. Refers to the kernels, which must outlive it.
+class Workspace {
+ public:
+  std::int64_t micro_batch() const noexcept { return micro_batch_; }
+  const Kernels& kernels() const noexcept { return *kernels_; }
+  std::size_t bytes() const noexcept { return memory_.size() * sizeof(float); }
+
+ private:
+  friend class Sequential;
+  const Kernels* kernels_ = nullptr;
+  std::int64_t micro_batch_ = 0;
+  Arena memory_;
+  std::vector<std::span<float>> activations_;  // the output of each layer
+  std::vector<std::span<float>> scratch_;
+  std::span<float> gradients_[2];  // of the activations, in turns
+};
+
+/// Layers one after the other, and a loss at the end:
+///
+///     Sequential model{{28, 28}};            // the shape of one sample
+///     model.add(Dense{512, Activation::relu});
+///     model.add(Dense{10});
+///     model.declare(state);                  // then state.freeze(...)
+///     model.initialize(state, seed);
+///     Workspace workspace = model.workspace(kernels, micro_batch);
+///
+/// After `declare` the model is const and threads may share it. It uses the State's parameters where they
+/// lie, so the State must outlive it. All functions are local.
+class Sequential {
+ public:
+  explicit Sequential(Shape input);
+
+  template <std::derived_from<Layer> T>
+  Sequential& add(T layer) {
+    return add(std::make_unique<T>(std::move(layer)));
+  }
+  Sequential& add(std::unique_ptr<Layer> layer);
+
+  /// Softmax cross-entropy unless another is set. Before `declare`.
+  void set_loss(std::unique_ptr<Loss> loss);
+
+  /// Names each layer by its kind and a count ("dense0", "dense1") behind `prefix`, and declares its
+  /// parameters in order. Throws UsageError when layers do not fit together; the State is then of no more
+  /// use.
+  void declare(State& state, const std::string& prefix = "");
+
+  /// Writes all initial values: a function of the seed, whatever the rank. After the State is frozen.
+  void initialize(const State& state, std::uint64_t seed) const;
+
+  /// Allocates memory for passes over up to `micro_batch` samples.
+  Workspace workspace(const Kernels& kernels, std::int64_t micro_batch) const;
+
+  /// Called during backward with an offset into the gradient arena: from there to the end of the model's
+  /// parameters the gradient is complete. Offsets fall; the last one is where the model's parameters begin.
+  using GradientReady = std::function<void(std::size_t offset)>;
+
+  /// One micro-batch: `loss` = `scale` times the sum of its samples' losses, and the derivative of that with
+  /// respect to each parameter is written (not added) into `gradients`, an arena of the State's layout.
+  /// Padding and the gradients of other parameters are not touched. `scale` is 1 / global batch, so that
+  /// adding all micro-batches gives the mean.
+  ///
+  /// A function of parameters, inputs, targets and scale alone: the same bits from any workspace, thread,
+  /// rank. Throws UsageError when sizes do not fit the workspace, DataError for an impossible target.
+  void forward_backward(Workspace& workspace, std::span<const float> inputs, const Targets& targets,
+                        std::span<float> gradients, float scale, float& loss,
+                        const GradientReady& on_gradient_ready = {}) const;
+
+  /// Sum of the losses and number of correct predictions; computes no gradient.
+  void evaluate(Workspace& workspace, std::span<const float> inputs, const Targets& targets, float& loss_sum,
+                std::int64_t& correct) const;
+
+  /// The outputs for some samples. Valid until the next use of the workspace.
+  std::span<const float> predict(Workspace& workspace, std::span<const float> inputs) const;
+
+  const Shape& input_shape() const noexcept { return input_; }
+  const Shape& output_shape() const noexcept { return shapes_.back(); }
+  std::int64_t parameter_count() const noexcept { return parameter_count_; }
+
+  /// Multiplications and additions to train on one sample: forward, and backward at twice the cost less the
+  /// first layer's input gradient, which nobody computes.
+  std::int64_t flops_per_sample() const;
+
+  /// One line for each layer and the loss.
+  std::string describe() const;
+
+ private:
+  struct Part {
+    std::unique_ptr<Layer> layer;
+    bool has_parameters = false;
+    std::size_t offset = 0;  // of its first parameter in the arena
+  };
+
+  std::int64_t check_samples(const Workspace& workspace, std::span<const float> inputs) const;
+  std::span<const float> input_of(const Workspace& workspace, std::size_t part, std::span<const float> inputs,
+                                  std::int64_t samples) const;
+  std::span<float> output_of(const Workspace& workspace, std::size_t part, std::int64_t samples) const;
+  std::span<const float> run_forward(const Pass& pass, Workspace& workspace,
+                                     std::span<const float> inputs) const;
+
+  Shape input_;
+  std::vector<Part> parts_;
+  std::vector<Shape> shapes_;  // of each layer's output
+  std::unique_ptr<Loss> loss_;
+  std::size_t gradient_size_ = 0;  // of the arena, at least
+  std::int64_t parameter_count_ = 0;
+  std::size_t first_trained_ = 0;  // the first layer with parameters: backward ends there
+  bool declared_ = false;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,82 @@
+#include <algorithm>
+#include <cstddef>
+
+#include <lockstep/nn/elementwise.hpp>
+
+namespace lockstep {
+namespace {
+
+// Written so that a NaN stays one: the comparison is false for it.
+float positive_part(float x) noexcept {
+  return x < 0.0F ? 0.0F : x;
+}
+
+}  // namespace
+
+void add_bias(std::span<float> rows, std::span<const float> bias) noexcept {
+  const std::size_t columns = bias.size();
+  const float* __restrict add = bias.data();
+  for (std::size_t begin = 0; begin < rows.size(); begin += columns) {
+    float* __restrict row = rows.data() + begin;
+    for (std::size_t j = 0; j < columns; ++j) row[j] += add[j];
+  }
+}
+
+void add_bias_relu(std::span<float> rows, std::span<const float> bias) noexcept {
+  const std::size_t columns = bias.size();
+  const float* __restrict add = bias.data();
+  for (std::size_t begin = 0; begin < rows.size(); begin += columns) {
+    float* __restrict row = rows.data() + begin;
+    for (std::size_t j = 0; j < columns; ++j) row[j] = positive_part(row[j] + add[j]);
+  }
+}
+
+void relu(std::span<const float> input, std::span<float> output) noexcept {
+  const float* from = input.data();
+  float* to = output.data();
+  for (std::size_t i = 0; i < output.size(); ++i) to[i] = positive_part(from[i]);
+}
+
+void relu_backward(std::span<const float> output, std::span<const float> output_gradient,
+                   std::span<float> input_gradient) noexcept {
+  const float* out = output.data();
+  const float* from = output_gradient.data();
+  float* to = input_gradient.data();
+  for (std::size_t i = 0; i < input_gradient.size(); ++i) {
+    const float gradient = from[i];
+    to[i] = out[i] <= 0.0F ? 0.0F : gradient;
+  }
+}
+
+void column_sums(std::span<const float> rows, std::span<float> sums) noexcept {
+  const std::size_t columns = sums.size();
+  float* __restrict sum = sums.data();
+  std::fill(sums.begin(), sums.end(), 0.0F);
+  for (std::size_t begin = 0; begin < rows.size(); begin += columns) {
+    const float* __restrict row = rows.data() + begin;
+    for (std::size_t j = 0; j < columns; ++j) sum[j] += row[j];
+  }
+}
+
+double sum_of_squares(std::span<const float> values) noexcept {
+  constexpr std::size_t kLanes = 16;
+  double lanes[kLanes] = {};
+  const float* x = values.data();
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const double value = x[i + lane];
+      lanes[lane] += value * value;
+    }
+  }
+  for (std::size_t lane = 0; i + lane < values.size(); ++lane) {
+    const double value = x[i + lane];
+    lanes[lane] += value * value;
+  }
+  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+    for (std::size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+}  // namespace lockstep

@@ -1,0 +1,30 @@
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/nn/kernels.hpp>
+
+#include "kernels_internal.hpp"
+
+namespace lockstep {
+
+KernelChoice kernel_choice(std::string_view word) {
+  if (word == "auto") return KernelChoice::automatic;
+  if (word == "eigen") return KernelChoice::eigen;
+  if (word == "onednn") return KernelChoice::onednn;
+  throw UsageError(fmt::format("kernels '{}' are unknown; choose auto, onednn or eigen", word));
+}
+
+std::vector<KernelChoice> built_kernels() {
+  std::vector<KernelChoice> kernels{KernelChoice::eigen};
+  if (onednn_is_built()) kernels.push_back(KernelChoice::onednn);
+  return kernels;
+}
+
+std::unique_ptr<Kernels> make_kernels(KernelChoice choice) {
+  if (choice == KernelChoice::automatic) {
+    choice = onednn_is_built() ? KernelChoice::onednn : KernelChoice::eigen;
+  }
+  return choice == KernelChoice::onednn ? make_onednn_kernels() : make_eigen_kernels();
+}
+
+}  // namespace lockstep

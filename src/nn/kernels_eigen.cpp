@@ -1,0 +1,72 @@
+// Our own copy of Eigen, under a name of its own: a program that uses Eigen too, perhaps with other flags,
+// must neither see the blocking sizes that are fixed here nor lend us its instantiations. The pinned limit
+// keeps Eigen's packed blocks on the stack, so that no product allocates.
+#define Eigen lockstep_eigen
+#define EIGEN_DONT_PARALLELIZE
+#define EIGEN_STACK_ALLOCATION_LIMIT 1048576
+#include <Eigen/Core>
+#include <fmt/format.h>
+
+#include "kernels_internal.hpp"
+
+namespace lockstep {
+namespace {
+
+// Eigen derives its blocking from cache sizes that it would otherwise read from the machine; blocking decides
+// the order of sums. These suit current server cores. Local memory for the packed blocks stays below the
+// limit above: Eigen fills at most the second level with one of them and the third with the other.
+constexpr int kFirstCache = 32 * 1024;
+constexpr int kSecondCache = 512 * 1024;
+constexpr int kThirdCache = 1024 * 1024;
+
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using ConstMap = Eigen::Map<const Matrix, Eigen::Unaligned, Eigen::OuterStride<>>;
+using Map = Eigen::Map<Matrix, Eigen::Unaligned, Eigen::OuterStride<>>;
+
+template <typename A, typename B>
+void multiply(const A& a, const B& b, bool accumulate, Map c) {
+  // Always the blocked product: for few elements Eigen's lazy one would sum in an order that depends on where
+  // the buffers lie.
+  if (!accumulate) c.setZero();
+  Eigen::internal::generic_product_impl<A, B, Eigen::DenseShape, Eigen::DenseShape,
+                                        Eigen::GemmProduct>::scaleAndAddTo(c, a, b, 1.0F);
+}
+
+class EigenKernels final : public Kernels {
+ public:
+  std::string_view name() const noexcept override { return "eigen"; }
+
+  std::string description() const override {
+    return fmt::format("Eigen {}.{}.{}, {}, caches {}/{}/{} KiB", EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION,
+                       EIGEN_MINOR_VERSION, Eigen::SimdInstructionSetsInUse(), kFirstCache / 1024,
+                       kSecondCache / 1024, kThirdCache / 1024);
+  }
+
+  void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
+            const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate, float* c,
+            std::int64_t ldc) const override {
+    const bool ta = transpose_a == Transpose::yes;
+    const bool tb = transpose_b == Transpose::yes;
+    const ConstMap left(a, ta ? k : m, ta ? m : k, Eigen::OuterStride<>(lda));
+    const ConstMap right(b, tb ? n : k, tb ? k : n, Eigen::OuterStride<>(ldb));
+    const Map product(c, m, n, Eigen::OuterStride<>(ldc));
+    if (ta && tb) {
+      multiply(left.transpose(), right.transpose(), accumulate, product);
+    } else if (ta) {
+      multiply(left.transpose(), right, accumulate, product);
+    } else if (tb) {
+      multiply(left, right.transpose(), accumulate, product);
+    } else {
+      multiply(left, right, accumulate, product);
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Kernels> make_eigen_kernels() {
+  Eigen::setCpuCacheSizes(kFirstCache, kSecondCache, kThirdCache);
+  return std::make_unique<EigenKernels>();
+}
+
+}  // namespace lockstep

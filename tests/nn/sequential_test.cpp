@@ -1,0 +1,330 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include <doctest/doctest.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/nn/gradient_check.hpp>
+#include <lockstep/nn/optimizer.hpp>
+#include <lockstep/nn/relu.hpp>
+#include <lockstep/nn/sequential.hpp>
+
+#include "support.hpp"
+
+namespace {
+std::atomic<long> allocations{0};
+}
+
+// Counts every allocation of the program. Not inlined: gcc would take the halves of a pair for a mismatch.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+
+namespace lockstep {
+namespace {
+
+std::span<const std::int32_t> view(const std::vector<std::int32_t>& labels) {
+  return labels;
+}
+
+struct Result {
+  float loss = 0;
+  std::vector<float> gradients;
+};
+
+Result one_pass(test::Trained& trained, const Kernels& kernels, std::int64_t samples, std::size_t shift = 0) {
+  const auto inputs =
+      test::normal_values(static_cast<std::size_t>(samples * element_count(trained.model.input_shape())), 20);
+  const auto labels = test::random_labels(static_cast<std::size_t>(samples), 10, 21);
+  Workspace workspace = trained.model.workspace(kernels, samples);
+  const test::Shifted moved(inputs, shift);
+  const test::Shifted gradients(std::vector<float>(trained.state.parameter_elements()), shift);
+  Result result;
+  trained.model.forward_backward(workspace, moved.values(), view(labels), gradients.values(), 0.25F,
+                                 result.loss);
+  result.gradients.assign(gradients.values().begin(), gradients.values().end());
+  return result;
+}
+
+TEST_CASE("the gradients of a whole model agree with differences of its loss") {
+  for (const auto& kernels : test::all_kernels()) {
+    CAPTURE(kernels->name());
+    test::Trained trained({3, 4}, {9, 7}, 10);
+    trained.ready();
+    const auto inputs = test::normal_values(5 * 12, 30);
+    const auto labels = test::random_labels(5, 10, 31);
+    const GradientReport report =
+        check_gradients(trained.model, trained.state, *kernels, inputs, view(labels), {.step = 1.0 / 32});
+    INFO(report.where);
+    CHECK(report.worst < 1e-2);
+    CHECK(report.checked > 200);
+    CHECK(report.skipped * 4 < report.checked);
+  }
+}
+
+TEST_CASE("loss and gradients have the same bits twice, from another workspace, and at other addresses") {
+  for (const auto& kernels : test::all_kernels()) {
+    CAPTURE(kernels->name());
+    test::Trained trained({28, 28}, {65, 32}, 10);
+    trained.ready();
+    const Result first = one_pass(trained, *kernels, 13);
+    for (const std::size_t shift : {0, 1, 4, 11}) {
+      const Result again = one_pass(trained, *kernels, 13, shift);
+      CHECK(again.loss == first.loss);
+      CHECK(test::same_bits(again.gradients, first.gradients));
+    }
+  }
+}
+
+TEST_CASE("the libraries agree on loss and gradients within rounding") {
+  test::Trained trained({50}, {40, 30}, 10);
+  trained.ready();
+  const auto all = test::all_kernels();
+  const Result expected = one_pass(trained, *all.front(), 32);
+  for (const auto& kernels : all) {
+    CAPTURE(kernels->name());
+    const Result result = one_pass(trained, *kernels, 32);
+    CHECK(result.loss == doctest::Approx(expected.loss).epsilon(1e-5));
+    for (std::size_t i = 0; i < result.gradients.size(); ++i) {
+      if (std::abs(result.gradients[i] - expected.gradients[i]) > 1e-4F) FAIL_CHECK("element " << i);
+    }
+  }
+}
+
+TEST_CASE("a workspace made for more samples gives the same bits for fewer") {
+  const auto kernels = make_kernels();
+  test::Trained trained({20}, {16}, 10);
+  trained.ready();
+  const auto inputs = test::normal_values(5 * 20, 40);
+  const auto labels = test::random_labels(5, 10, 41);
+  std::vector<Result> results;
+  for (const std::int64_t micro_batch : {5, 64}) {
+    Workspace workspace = trained.model.workspace(*kernels, micro_batch);
+    Arena gradients = trained.gradients();
+    Result result;
+    trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 1.0F, result.loss);
+    result.gradients.assign(gradients.values().begin(), gradients.values().end());
+    results.push_back(result);
+  }
+  CHECK(results[0].loss == results[1].loss);
+  CHECK(test::same_bits(results[0].gradients, results[1].gradients));
+}
+
+TEST_CASE("gradients are written, not added, and padding stays zero") {
+  const auto kernels = make_kernels();
+  test::Trained trained({5}, {3}, 10);
+  trained.ready();
+  const auto inputs = test::normal_values(2 * 5, 50);
+  const auto labels = test::random_labels(2, 10, 51);
+  Workspace workspace = trained.model.workspace(*kernels, 2);
+  Arena gradients = trained.gradients();
+  float loss = 0;
+  trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 1.0F, loss);
+  const std::vector<float> once(gradients.values().begin(), gradients.values().end());
+  trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 1.0F, loss);
+  CHECK(test::same_bits(once, gradients.values()));
+  std::vector<bool> owned(once.size());
+  for (const Tensor& tensor : trained.state.parameter_tensors()) {
+    for (std::size_t i = 0; i < tensor.size(); ++i) owned[tensor.offset() + i] = true;
+  }
+  for (std::size_t i = 0; i < once.size(); ++i) {
+    if (!owned[i]) CHECK(once[i] == 0.0F);
+  }
+}
+
+TEST_CASE("a step allocates nothing after the first, with every library") {
+  for (const auto& kernels : test::all_kernels()) {
+    CAPTURE(kernels->name());
+    test::Trained trained({784}, {512, 100}, 10);
+    const Momentum optimizer;
+    optimizer.declare(trained.state);
+    trained.ready();
+    const auto slots = optimizer.slots(trained.state);
+    Workspace workspace = trained.model.workspace(*kernels, 32);
+    Arena gradients = trained.gradients();
+    const auto inputs = test::normal_values(32 * 784, 60);
+    const auto labels = test::random_labels(32, 10, 61);
+    std::size_t last_offset = 1;
+    const Sequential::GradientReady ready = [&](std::size_t offset) { last_offset = offset; };
+    long before = 0;
+    for (int step = 0; step < 4; ++step) {
+      if (step == 1) before = allocations;
+      float loss = 0;
+      trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 1.0F / 32, loss,
+                                     ready);
+      optimizer.apply({0, gradients.size()}, trained.state.parameters(), gradients.values(), slots,
+                      {.learning_rate = 0.1F, .step = step});
+      std::int64_t correct = 0;
+      trained.model.evaluate(workspace, inputs, view(labels), loss, correct);
+    }
+    CHECK(allocations - before == 0);
+    CHECK(last_offset == 0);
+  }
+}
+
+TEST_CASE("backward reports each layer's gradient when it is complete, the last layer first") {
+  const auto kernels = make_kernels();
+  test::Trained trained({6}, {5, 4}, 10);
+  trained.ready();
+  const auto inputs = test::normal_values(3 * 6, 70);
+  const auto labels = test::random_labels(3, 10, 71);
+  Workspace workspace = trained.model.workspace(*kernels, 3);
+  Arena expected = trained.gradients();
+  float loss = 0;
+  trained.model.forward_backward(workspace, inputs, view(labels), expected.values(), 1.0F, loss);
+  Arena gradients = trained.gradients();
+  std::vector<std::size_t> offsets;
+  trained.model.forward_backward(
+      workspace, inputs, view(labels), gradients.values(), 1.0F, loss, [&](std::size_t offset) {
+        offsets.push_back(offset);
+        CHECK(test::same_bits(gradients.values().subspan(offset), expected.values().subspan(offset)));
+      });
+  const auto& tensors = trained.state.parameter_tensors();
+  CHECK(offsets == std::vector<std::size_t>{tensors[4].offset(), tensors[2].offset(), tensors[0].offset()});
+}
+
+TEST_CASE("the scaled losses of micro-batches add up to the mean over the batch") {
+  const auto kernels = make_kernels();
+  test::Trained trained({6}, {5}, 10);
+  trained.ready();
+  const auto inputs = test::normal_values(8 * 6, 80);
+  const auto labels = test::random_labels(8, 10, 81);
+  Workspace workspace = trained.model.workspace(*kernels, 8);
+  Arena gradients = trained.gradients();
+  float sum = 0;
+  for (std::size_t part = 0; part < 4; ++part) {
+    float loss = 0;
+    trained.model.forward_backward(workspace, std::span(inputs).subspan(part * 12, 12),
+                                   view(labels).subspan(part * 2, 2), gradients.values(), 1.0F / 8, loss);
+    sum += loss;
+  }
+  float loss_sum = 0;
+  std::int64_t correct = 0;
+  trained.model.evaluate(workspace, inputs, view(labels), loss_sum, correct);
+  CHECK(sum == doctest::Approx(loss_sum / 8));
+}
+
+TEST_CASE("one NaN among the inputs makes the loss NaN") {
+  for (const auto& kernels : test::all_kernels()) {
+    CAPTURE(kernels->name());
+    test::Trained trained({30}, {17, 17}, 10);
+    trained.ready();
+    Workspace workspace = trained.model.workspace(*kernels, 4);
+    Arena gradients = trained.gradients();
+    const auto labels = test::random_labels(4, 10, 91);
+    for (const std::size_t at : {0, 31, 119}) {
+      auto inputs = test::normal_values(4 * 30, 90);
+      inputs[at] = std::numeric_limits<float>::quiet_NaN();
+      float loss = 0;
+      trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 0.25F, loss);
+      CHECK(std::isnan(loss));
+    }
+  }
+}
+
+TEST_CASE("training a small problem lowers its loss to near zero and gets every sample right") {
+  for (const auto& kernels : test::all_kernels()) {
+    CAPTURE(kernels->name());
+    test::Trained trained({8}, {32}, 10);
+    const Adam optimizer;
+    optimizer.declare(trained.state);
+    trained.ready();
+    const auto slots = optimizer.slots(trained.state);
+    const auto inputs = test::normal_values(16 * 8, 100);
+    const auto labels = test::random_labels(16, 10, 101);
+    Workspace workspace = trained.model.workspace(*kernels, 16);
+    Arena gradients = trained.gradients();
+    float first = 0, loss = 0;
+    for (int step = 0; step < 400; ++step) {
+      trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 1.0F / 16, loss);
+      if (step == 0) first = loss;
+      optimizer.apply({0, gradients.size()}, trained.state.parameters(), gradients.values(), slots,
+                      {.learning_rate = 0.02F, .step = step});
+    }
+    CHECK(first > 1.5F);
+    CHECK(loss < 0.05F);
+    float loss_sum = 0;
+    std::int64_t correct = 0;
+    trained.model.evaluate(workspace, inputs, view(labels), loss_sum, correct);
+    CHECK(correct == 16);
+  }
+}
+
+TEST_CASE("a plain Relu layer is the same function as Dense's own") {
+  const auto kernels = make_kernels();
+  State state;
+  Sequential model{{6}};
+  model.add(Dense{5}).add(Relu{}).add(Dense{10});
+  model.declare(state);
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  test::Trained fused({6}, {5}, 10);
+  fused.ready();
+  std::ranges::copy(fused.state.parameters(), state.parameters().begin());
+  const auto inputs = test::normal_values(3 * 6, 110);
+  const auto labels = test::random_labels(3, 10, 111);
+  Arena a = fused.gradients(), b = fused.gradients();
+  float loss_a = 0, loss_b = 0;
+  Workspace one = fused.model.workspace(*kernels, 3);
+  Workspace other = model.workspace(*kernels, 3);
+  fused.model.forward_backward(one, inputs, view(labels), a.values(), 1.0F, loss_a);
+  model.forward_backward(other, inputs, view(labels), b.values(), 1.0F, loss_b);
+  CHECK(loss_a == loss_b);
+  CHECK(test::same_bits(a.values(), b.values()));
+}
+
+TEST_CASE("names, counts and descriptions are those of the layers") {
+  test::Trained trained({28, 28}, {512, 512}, 10);
+  const auto& tensors = trained.state.parameter_tensors();
+  REQUIRE(tensors.size() == 6);
+  CHECK(tensors[0].name() == "dense0/weight");
+  CHECK(tensors[0].shape() == Shape{784, 512});
+  CHECK(tensors[5].name() == "dense2/bias");
+  CHECK(tensors[5].shape() == Shape{10});
+  CHECK(trained.model.parameter_count() == 669706);
+  CHECK(trained.model.flops_per_sample() == 2 * (2 * 784 * 512 + 3 * 512 * 512 + 3 * 512 * 10));
+  CHECK(trained.model.describe() ==
+        "dense 784 -> 512, relu\ndense 512 -> 512, relu\ndense 512 -> 10\nsoftmax cross-entropy");
+}
+
+TEST_CASE("wrong sizes and a wrong order of calls are refused") {
+  const auto kernels = make_kernels();
+  test::Trained trained({4}, {3}, 10);
+  trained.ready();
+  CHECK_THROWS_AS(trained.model.workspace(*kernels, 0), UsageError);
+  CHECK_THROWS_AS(trained.model.add(Dense{3}), UsageError);
+  Workspace workspace = trained.model.workspace(*kernels, 2);
+  Arena gradients = trained.gradients();
+  const std::vector<float> inputs(12);
+  const std::vector<std::int32_t> labels(3);
+  float loss = 0;
+  const auto pass = [&](std::size_t values, std::size_t count, std::span<float> arena) {
+    trained.model.forward_backward(workspace, std::span(inputs).first(values), view(labels).first(count),
+                                   arena, 1.0F, loss);
+  };
+  CHECK_NOTHROW(pass(8, 2, gradients.values()));
+  CHECK_THROWS_AS(pass(12, 3, gradients.values()), UsageError);
+  CHECK_THROWS_AS(pass(7, 2, gradients.values()), UsageError);
+  CHECK_THROWS_AS(pass(0, 0, gradients.values()), UsageError);
+  CHECK_THROWS_AS(pass(8, 1, gradients.values()), UsageError);
+  CHECK_THROWS_AS(pass(8, 2, gradients.values().first(16)), UsageError);
+  State state;
+  Sequential empty{{4}};
+  CHECK_THROWS_AS(empty.declare(state), UsageError);
+  CHECK_THROWS_AS(empty.workspace(*kernels, 1), UsageError);
+}
+
+}  // namespace
+}  // namespace lockstep

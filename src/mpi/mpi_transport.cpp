@@ -53,7 +53,8 @@ class MpiSharedMemory final : public SharedMemory {
   ~MpiSharedMemory() override {
     int finalized = 0;
     MPI_Finalized(&finalized);
-    if (finalized != 0) return;
+    // Freeing is collective: while an exception unwinds, other ranks may never come to it.
+    if (finalized != 0 || std::uncaught_exceptions() != 0) return;
     MPI_Win_unlock_all(window_);
     MPI_Win_free(&window_);
   }

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include <lockstep/reduce/reducer.hpp>
+#include <lockstep/state/arena.hpp>
+
+namespace lockstep {
+
+/// Plain MPI_Iallreduce over each rank's own sum: for clusters whose network adds up by itself. The order of
+/// the additions follows the number of ranks and the MPI library's choice, so promise P1 holds only on the
+/// same layout.
+///
+/// The ballot travels behind the gradients as floats: each thing a rank may say is 0 or 1, so that sums of
+/// them are counts. Who said it first is asked for in a second operation, only when somebody did.
+class MpiReducer final : public Reducer {
+ public:
+  MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches);
+
+  std::string_view name() const override { return "mpi"; }
+  MicroBatchRange micro_batches() const override { return range_; }
+  std::span<float> begin_micro_batch() override;
+  void end_micro_batch() override;
+  Tally reduce(Tally ballot) override;
+  Tally exchange(Tally ballot) override;
+  ElementRange slice() const override;
+  std::span<const float> sum() const override { return total_.values().first(elements_ + kMicroBatchValues); }
+  void finish() override;
+  int gradient_arenas() const override { return range_.size() > 1 ? 2 : 1; }
+
+ private:
+  const Topology& topology_;
+  std::size_t elements_;
+  MicroBatchRange range_;
+  Arena total_;  ///< the running sum of my micro-batches, then of all ranks; then the ballot
+  Arena next_;   ///< the micro-batch being computed, after the first
+  std::int64_t done_ = 0;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,22 @@
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/reduce/reducer.hpp>
+#include <lockstep/state/arena.hpp>
+
+#include "canonical_reducer.hpp"
+#include "mpi_reducer.hpp"
+
+namespace lockstep {
+
+std::unique_ptr<Reducer> make_reducer(ReductionKind kind, const Topology& topology, std::size_t elements,
+                                      std::int64_t micro_batches) {
+  if (elements % kArenaAlignment != 0) throw InternalError("gradient arenas come in whole cache lines");
+  if (micro_batches < 1) {
+    throw UsageError(fmt::format("a step needs at least one micro-batch ({} given)", micro_batches));
+  }
+  if (kind == ReductionKind::mpi) return std::make_unique<MpiReducer>(topology, elements, micro_batches);
+  return std::make_unique<CanonicalReducer>(topology, elements, micro_batches);
+}
+
+}  // namespace lockstep

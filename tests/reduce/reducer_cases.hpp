@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <lockstep/base/random.hpp>
+#include <lockstep/reduce/reducer.hpp>
+
+namespace lockstep::test {
+
+/// Element `i` of the gradient of micro-batch `m` in step `t`: numbers of very different size, now and then a
+/// special one, so that another order of additions gives other bits.
+inline float gradient_value(std::int64_t t, std::int64_t m, std::size_t i, bool specials) {
+  const Random random(static_cast<std::uint64_t>(t) * 1000 + static_cast<std::uint64_t>(m), Purpose::test);
+  const auto n = static_cast<std::uint32_t>(i);
+  const float value =
+      std::ldexp(random.uniform(2 * n) - 0.5F, static_cast<int>(random.below(2 * n + 1, 24)) - 12);
+  if (!specials) return value;
+  switch (random.below(2 * n + 1, 97)) {
+    case 0:
+      return std::numeric_limits<float>::infinity();
+    case 1:
+      return std::numeric_limits<float>::quiet_NaN();
+    case 2:
+      return std::numeric_limits<float>::denorm_min() * 3;
+    case 3:
+      return -0.0F;
+    default:
+      return value;
+  }
+}
+
+/// The canonical sum by its definition, one level of the tree after the other.
+inline float serial_canonical_sum(std::vector<float> level) {
+  while (level.size() > 1) {
+    std::vector<float> above;
+    for (std::size_t i = 0; i + 1 < level.size(); i += 2) above.push_back(level[i] + level[i + 1]);
+    if (level.size() % 2 == 1) above.push_back(level.back());
+    level = std::move(above);
+  }
+  return level.front();
+}
+
+inline bool same_bits(float left, float right) {
+  if (std::isnan(left) && std::isnan(right)) return true;
+  return std::memcmp(&left, &right, sizeof left) == 0;
+}
+
+struct ReducerCase {
+  std::size_t elements = 0;
+  std::int64_t micro_batches = 1;
+  int ranks_per_node = 0;
+  int steps = 2;
+  bool specials = false;
+};
+
+/// Runs some steps and compares every element on every rank with the serial sum. Returns the number of
+/// differences, so that one check stands for a million elements.
+inline std::int64_t differences(const Communicator& world, const ReducerCase& c) {
+  const Topology topology(world, c.ranks_per_node);
+  const auto reducer = make_reducer(ReductionKind::canonical, topology, c.elements, c.micro_batches);
+  std::int64_t wrong = 0;
+  for (std::int64_t t = 0; t < c.steps; ++t) {
+    const auto range = reducer->micro_batches();
+    for (std::int64_t m = range.first; m < range.last; ++m) {
+      const auto gradient = reducer->begin_micro_batch();
+      for (std::size_t i = 0; i < c.elements; ++i) gradient[i] = gradient_value(t, m, i, c.specials);
+      gradient[c.elements] = static_cast<float>(m);
+      reducer->end_micro_batch();
+    }
+    Tally ballot(world.rank());
+    if (world.rank() == world.size() - 1) ballot.say(Says::stop);
+    if (world.is_chief()) ballot.set_timer(static_cast<int>(t));
+    const Tally tally = reducer->reduce(ballot);
+    if (tally.first_rank(Says::stop) != world.size() - 1 || !tally.timer(static_cast<int>(t)) ||
+        tally.ranks() != world.size() || !tally.agrees()) {
+      ++wrong;
+    }
+    reducer->finish();
+    const auto sum = reducer->sum();
+    std::vector<float> leaves(static_cast<std::size_t>(c.micro_batches));
+    for (std::size_t i = 0; i < c.elements; ++i) {
+      for (std::int64_t m = 0; m < c.micro_batches; ++m) {
+        leaves[static_cast<std::size_t>(m)] = gradient_value(t, m, i, c.specials);
+      }
+      if (!same_bits(sum[i], serial_canonical_sum(leaves))) ++wrong;
+    }
+    const auto m = static_cast<float>(c.micro_batches);
+    if (sum[c.elements] != m * (m - 1) / 2) ++wrong;
+    // A ballot alone between steps disturbs nothing.
+    const Tally alone = reducer->exchange(Tally(world.rank()));
+    if (alone.ranks() != world.size() || alone.anyone_says(Says::stop)) ++wrong;
+  }
+  return wrong;
+}
+
+}  // namespace lockstep::test

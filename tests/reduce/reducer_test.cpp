@@ -1,0 +1,56 @@
+#include <lockstep/mpi/interop.hpp>
+#include <lockstep/reduce/node_allocator.hpp>
+
+#include "reducer_cases.hpp"
+
+namespace lockstep {
+
+TEST_CASE("the canonical sum over MPI ranks has the serial sum's bits, on one node and on several") {
+  const auto world = from_mpi(MPI_COMM_WORLD);
+  for (const std::int64_t micro_batches : {1, 2, 3, 8, 13, 64}) {
+    for (const std::size_t elements : {std::size_t{0}, std::size_t{16}, std::size_t{4096 * 3 + 16}}) {
+      for (const int per_node : {0, 1, 2, 3}) {
+        CAPTURE(micro_batches);
+        CAPTURE(elements);
+        CAPTURE(per_node);
+        CHECK(test::differences(world, {elements, micro_batches, per_node, 2, true}) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("MPI's own reduction gives the sum, to rounding, and the same tally") {
+  const auto world = from_mpi(MPI_COMM_WORLD);
+  const Topology topology(world);
+  const auto reducer = make_reducer(ReductionKind::mpi, topology, 32, 6);
+  for (int step = 0; step < 3; ++step) {
+    const auto range = reducer->micro_batches();
+    for (auto m = range.first; m < range.last; ++m) {
+      const auto gradient = reducer->begin_micro_batch();
+      for (std::size_t i = 0; i < 32; ++i) gradient[i] = static_cast<float>(m) + static_cast<float>(i);
+      reducer->end_micro_batch();
+    }
+    Tally ballot(world.rank());
+    if (world.rank() == world.size() - 1) ballot.say(Says::not_finite);
+    CHECK(reducer->reduce(ballot).first_rank(Says::not_finite) == world.size() - 1);
+    reducer->finish();
+    for (std::size_t i = 0; i < 32; ++i) {
+      CHECK(reducer->sum()[i] == doctest::Approx(15.0F + 6.0F * static_cast<float>(i)));
+    }
+  }
+}
+
+TEST_CASE("an arena shared by a node is one memory") {
+  const auto world = from_mpi(MPI_COMM_WORLD);
+  const auto node = world.split_by_node();
+  NodeAllocator allocator(node);
+  const Arena arena = allocator.allocate(100);
+  CHECK(reinterpret_cast<std::uintptr_t>(arena.values().data()) % 64 == 0);
+  arena.values()[static_cast<std::size_t>(node.rank())] = static_cast<float>(node.rank() + 1);
+  node.barrier("writing");
+  for (int r = 0; r < node.size(); ++r)
+    CHECK(arena.values()[static_cast<std::size_t>(r)] == static_cast<float>(r + 1));
+  node.barrier("reading");
+}
+
+}  // namespace lockstep

@@ -1,5 +1,3 @@
-#include <lockstep/state/state.hpp>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -10,12 +8,14 @@
 #include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/state/state.hpp>
 
 namespace lockstep {
 namespace {
 
 constexpr std::size_t kMaxNameLength = 200;
 constexpr std::size_t kMaxDimensions = 8;
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 40;  // far from overflow, beyond any memory
 
 std::size_t aligned(std::size_t elements) {
   return (elements + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
@@ -26,11 +26,10 @@ void check_name(const std::string& name) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
            c == '-' || c == '.' || c == '/';
   };
-  const bool good = !name.empty() && name.size() <= kMaxNameLength && name.front() != '/' &&
-                    name.back() != '/' && name.find("//") == std::string::npos &&
-                    ("/" + name + "/").find("/./") == std::string::npos &&
-                    ("/" + name + "/").find("/../") == std::string::npos &&
-                    std::all_of(name.begin(), name.end(), allowed);
+  const bool good =
+      !name.empty() && name.size() <= kMaxNameLength && name.front() != '/' && name.back() != '/' &&
+      name.find("//") == std::string::npos && ("/" + name + "/").find("/./") == std::string::npos &&
+      ("/" + name + "/").find("/../") == std::string::npos && std::all_of(name.begin(), name.end(), allowed);
   if (!good) {
     throw UsageError(fmt::format(
         "'{}' is no tensor name; use at most {} letters, digits, '_', '-', '.' with '/' between parts", name,
@@ -42,9 +41,23 @@ void check_shape(const std::string& name, const Shape& shape) {
   const bool good = shape.size() <= kMaxDimensions &&
                     std::all_of(shape.begin(), shape.end(), [](std::int64_t n) { return n >= 1; });
   if (!good) {
-    throw UsageError(fmt::format("tensor '{}' has shape {}; every one of at most {} dimensions must be at least 1",
-                                 name, to_string(shape), kMaxDimensions));
+    throw UsageError(
+        fmt::format("tensor '{}' has shape {}; every one of at most {} dimensions must be at least 1", name,
+                    to_string(shape), kMaxDimensions));
   }
+  std::int64_t room = kMaxElements;
+  for (const std::int64_t n : shape) room /= n;
+  if (room == 0) {
+    throw UsageError(fmt::format("tensor '{}' has shape {}; a tensor has at most {} elements", name,
+                                 to_string(shape), kMaxElements));
+  }
+}
+
+/// HDF5 stores paths: one name cannot also be the folder of another.
+void check_folders(std::string_view what, const std::string& name, const std::string& other) {
+  if (!other.starts_with(name + "/") && !name.starts_with(other + "/")) return;
+  throw UsageError(fmt::format("{} '{}' is a folder of {} '{}'; rename one of them", what,
+                               std::min(name, other), what, std::max(name, other)));
 }
 
 }  // namespace
@@ -55,7 +68,9 @@ std::int64_t element_count(const Shape& shape) noexcept {
   return count;
 }
 
-std::string to_string(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string to_string(const Shape& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 std::size_t size_in_bytes(ElementType type) noexcept {
   switch (type) {
@@ -150,29 +165,25 @@ struct State::Impl {
   void check_open(const std::string& name) const {
     if (frozen) {
       throw UsageError(fmt::format(
-          "'{}' was declared after the state was frozen; declare everything before the session is made", name));
+          "'{}' was declared after the state was frozen; declare everything before the session is made",
+          name));
     }
   }
 
   void take_name(const std::string& name) {
     check_open(name);
     check_name(name);
-    if (!names.insert(name).second) {
+    if (names.count(name) != 0) {
       throw UsageError(fmt::format("tensor name '{}' was given twice; every name may be used once", name));
     }
-    // HDF5 stores paths: one tensor cannot also be the folder of another.
-    for (const std::string& other : names) {
-      if (other.starts_with(name + "/") || name.starts_with(other + "/")) {
-        throw UsageError(fmt::format("tensor name '{}' is a folder of tensor '{}'; rename one of them",
-                                     std::min(name, other), std::max(name, other)));
-      }
-    }
+    for (const std::string& other : names) check_folders("tensor name", name, other);
+    names.insert(name);
   }
 
   Tensor declare(std::vector<std::shared_ptr<Tensor::Record>>& records, std::vector<Tensor>& tensors,
                  std::size_t& elements, const std::string& name, const Shape& shape) {
-    take_name(name);
     check_shape(name, shape);
+    take_name(name);
     auto record = std::make_shared<Tensor::Record>();
     record->name = name;
     record->shape = shape;
@@ -186,12 +197,12 @@ struct State::Impl {
 
   void attach(const std::string& name, ElementType type, std::byte* data, std::size_t count,
               const Shape& shape) {
-    take_name(name);
     check_shape(name, shape);
     if (static_cast<std::size_t>(element_count(shape)) != count) {
       throw UsageError(fmt::format("attached tensor '{}' has {} elements (its shape {} says {})", name, count,
                                    to_string(shape), element_count(shape)));
     }
+    take_name(name);
     attached.push_back({name, type, shape, data});
   }
 };
@@ -215,6 +226,10 @@ Tensor State::buffer(const std::string& name, const Shape& shape) {
 void State::slot(const std::string& name) {
   impl_->check_open(name);
   check_name(name);
+  // With a path as a name, slot "a" of tensor "b/c" and slot "a/b" of tensor "c" would be one entry.
+  if (name.find('/') != std::string::npos) {
+    throw UsageError(fmt::format("'{}' is no name of an optimizer slot; it may not contain '/'", name));
+  }
   auto& slots = impl_->slot_names;
   if (std::find(slots.begin(), slots.end(), name) != slots.end()) {
     throw UsageError(fmt::format("optimizer slot '{}' was given twice", name));
@@ -238,10 +253,13 @@ void State::setting(const std::string& key, const std::string& value) {
   impl_->check_open(key);
   check_name(key);
   if (value.empty()) throw UsageError(fmt::format("setting '{}' has an empty value", key));
+  for (const auto& [other, unused] : impl_->settings) check_folders("setting", key, other);
   impl_->settings[key] = value;
 }
 
-const std::map<std::string, std::string>& State::settings() const noexcept { return impl_->settings; }
+const std::map<std::string, std::string>& State::settings() const noexcept {
+  return impl_->settings;
+}
 
 void State::freeze(ArenaAllocator& allocator) {
   if (impl_->frozen) throw UsageError("the state was frozen twice");
@@ -259,9 +277,15 @@ void State::freeze(ArenaAllocator& allocator) {
   impl_->frozen = true;
 }
 
-bool State::frozen() const noexcept { return impl_->frozen; }
-std::span<float> State::parameters() const noexcept { return impl_->parameters.values(); }
-std::span<float> State::buffers() const noexcept { return impl_->buffers.values(); }
+bool State::frozen() const noexcept {
+  return impl_->frozen;
+}
+std::span<float> State::parameters() const noexcept {
+  return impl_->parameters.values();
+}
+std::span<float> State::buffers() const noexcept {
+  return impl_->buffers.values();
+}
 
 std::span<float> State::slot_values(const std::string& name) const {
   const auto found = std::find(impl_->slot_names.begin(), impl_->slot_names.end(), name);
@@ -271,13 +295,27 @@ std::span<float> State::slot_values(const std::string& name) const {
   return impl_->slots[static_cast<std::size_t>(found - impl_->slot_names.begin())].values();
 }
 
-std::size_t State::parameter_elements() const noexcept { return impl_->parameter_elements; }
-std::int64_t State::parameter_count() const noexcept { return impl_->parameter_count; }
-const std::vector<Tensor>& State::parameter_tensors() const noexcept { return impl_->parameter_tensors; }
-const std::vector<Tensor>& State::buffer_tensors() const noexcept { return impl_->buffer_tensors; }
-const std::vector<std::string>& State::slot_names() const noexcept { return impl_->slot_names; }
-std::int64_t State::global_step() const noexcept { return impl_->global_step; }
-void State::set_global_step(std::int64_t step) noexcept { impl_->global_step = step; }
+std::size_t State::parameter_elements() const noexcept {
+  return impl_->parameter_elements;
+}
+std::int64_t State::parameter_count() const noexcept {
+  return impl_->parameter_count;
+}
+const std::vector<Tensor>& State::parameter_tensors() const noexcept {
+  return impl_->parameter_tensors;
+}
+const std::vector<Tensor>& State::buffer_tensors() const noexcept {
+  return impl_->buffer_tensors;
+}
+const std::vector<std::string>& State::slot_names() const noexcept {
+  return impl_->slot_names;
+}
+std::int64_t State::global_step() const noexcept {
+  return impl_->global_step;
+}
+void State::set_global_step(std::int64_t step) noexcept {
+  impl_->global_step = step;
+}
 
 std::vector<Entry> State::entries() const {
   if (!impl_->frozen) throw InternalError("State::entries before freeze");
@@ -300,15 +338,19 @@ std::vector<Entry> State::entries() const {
     entries.push_back(
         {"/buffers/" + tensor.name(), ElementType::f32, tensor.shape(), bytes_of(tensor.values().data())});
   }
-  entries.push_back({"/session/global_step", ElementType::i64, {},
-                     reinterpret_cast<std::byte*>(&impl_->global_step)});
+  entries.push_back(
+      {"/session/global_step", ElementType::i64, {}, reinterpret_cast<std::byte*>(&impl_->global_step)});
   for (auto& [key, value] : impl_->settings) {
-    entries.push_back({"/config/" + key, ElementType::text, {static_cast<std::int64_t>(value.size())},
+    entries.push_back({"/config/" + key,
+                       ElementType::text,
+                       {static_cast<std::int64_t>(value.size())},
                        reinterpret_cast<std::byte*>(value.data())});
   }
   return entries;
 }
 
-Digest State::parameters_digest() const { return content_digest(entries(), "/model/"); }
+Digest State::parameters_digest() const {
+  return content_digest(entries(), "/model/");
+}
 
 }  // namespace lockstep

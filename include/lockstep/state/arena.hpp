@@ -13,8 +13,7 @@ inline constexpr std::size_t kArenaAlignment = 16;
 class Arena {
  public:
   Arena() = default;
-  Arena(std::shared_ptr<void> owner, std::span<float> values)
-      : owner_(std::move(owner)), values_(values) {}
+  Arena(std::shared_ptr<void> owner, std::span<float> values) : owner_(std::move(owner)), values_(values) {}
 
   std::span<float> values() const noexcept { return values_; }
   std::size_t size() const noexcept { return values_.size(); }

@@ -17,8 +17,8 @@ enum class ElementType : std::uint8_t { f32, f64, i32, i64, u8, text };
 std::size_t size_in_bytes(ElementType type) noexcept;
 std::string_view to_string(ElementType type) noexcept;
 
-/// One thing that a checkpoint holds: a name, a type, a shape and where the bytes are. Does not own the bytes.
-/// `text` has the shape {length in bytes} and is UTF-8 without a terminator.
+/// One thing that a checkpoint holds: a name, a type, a shape and where the bytes are. Does not own the
+/// bytes. `text` has the shape {length in bytes} and is UTF-8 without a terminator.
 struct Entry {
   std::string path;  ///< "/model/dense0/weight", "/slots/velocity/dense0/weight", "/session/global_step"
   ElementType type = ElementType::f32;

@@ -14,13 +14,13 @@
 
 namespace lockstep {
 
-/// Everything that training changes and a checkpoint keeps: parameters, optimizer slots, buffers, memory that the
-/// user attached, the global step, and the settings that a resumed run must share.
+/// Everything that training changes and a checkpoint keeps: parameters, optimizer slots, buffers, memory that
+/// the user attached, the global step, and the settings that a resumed run must share.
 ///
-/// Built before the session (declare, then `freeze`, which the session calls if nobody did); afterwards shapes are
-/// fixed and only values change. Every rank declares the same things in the same order. Not thread-safe.
-/// All functions are local, but `freeze` is as collective as its allocator. Declaring after `freeze`, a name given
-/// twice, and a bad name or shape throw UsageError.
+/// Built before the session (declare, then `freeze`, which the session calls if nobody did); afterwards
+/// shapes are fixed and only values change. Every rank declares the same things in the same order. Not
+/// thread-safe. All functions are local, but `freeze` is as collective as its allocator. Declaring after
+/// `freeze`, a name given twice, and a bad name or shape throw UsageError.
 class State {
  public:
   State();

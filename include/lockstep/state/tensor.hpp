@@ -17,8 +17,9 @@ std::int64_t element_count(const Shape& shape) noexcept;
 /// "[784, 512]".
 std::string to_string(const Shape& shape);
 
-/// A named range of one arena, shared by all arenas of the same layout: a parameter's gradient and its optimizer
-/// slots lie at the same offset as the parameter. A cheap handle; the State that made it keeps the storage.
+/// A named range of one arena, shared by all arenas of the same layout: a parameter's gradient and its
+/// optimizer slots lie at the same offset as the parameter. A cheap handle; the State that made it keeps the
+/// storage.
 class Tensor {
  public:
   Tensor() = default;

@@ -1,6 +1,6 @@
-#include <lockstep/base/digest.hpp>
-
 #include <cstring>
+
+#include <lockstep/base/digest.hpp>
 
 #define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
@@ -65,7 +65,9 @@ struct Hasher::State {
   XXH3_state_t xxh;
 };
 
-Hasher::Hasher() : state_(std::make_unique<State>()) { XXH3_128bits_reset(&state_->xxh); }
+Hasher::Hasher() : state_(std::make_unique<State>()) {
+  XXH3_128bits_reset(&state_->xxh);
+}
 Hasher::~Hasher() = default;
 Hasher::Hasher(Hasher&&) noexcept = default;
 Hasher& Hasher::operator=(Hasher&&) noexcept = default;
@@ -74,7 +76,9 @@ void Hasher::update(std::span<const std::byte> bytes) {
   XXH3_128bits_update(&state_->xxh, bytes.data(), bytes.size());
 }
 
-void Hasher::update(std::string_view text) { update(std::as_bytes(std::span(text.data(), text.size()))); }
+void Hasher::update(std::string_view text) {
+  update(std::as_bytes(std::span(text.data(), text.size())));
+}
 
 Digest Hasher::digest() const {
   XXH128_canonical_t canonical;

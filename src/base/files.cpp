@@ -1,18 +1,17 @@
-#include <lockstep/base/files.hpp>
-
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <system_error>
 #include <utility>
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <lockstep/base/files.hpp>
 
 namespace lockstep {
 namespace {
@@ -47,8 +46,7 @@ class PosixWritableFile final : public WritableFile {
 
   void write(std::span<const std::byte> bytes) override {
     while (!bytes.empty()) {
-      const auto written =
-          retry_interrupted([&] { return ::write(fd_.get(), bytes.data(), bytes.size()); });
+      const auto written = retry_interrupted([&] { return ::write(fd_.get(), bytes.data(), bytes.size()); });
       if (written < 0) throw FileError("write", path_, errno);
       if (written == 0) throw FileError("write", path_, ENOSPC);
       bytes = bytes.subspan(static_cast<std::size_t>(written));
@@ -127,9 +125,8 @@ class PosixDirectory final : public Directory {
   std::unique_ptr<ReadableFile> open(const std::string& name) override {
     check_base_name(name);
     // Non-blocking, so that a pipe planted under the name cannot hang us before it is refused.
-    const int fd = retry_interrupted([&] {
-      return ::openat(fd_.get(), name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-    });
+    const int fd = retry_interrupted(
+        [&] { return ::openat(fd_.get(), name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK); });
     if (fd < 0) throw FileError("open", path_ / name, errno);
     return std::make_unique<PosixReadableFile>(Descriptor(fd), path_ / name);
   }
@@ -224,8 +221,7 @@ FileError::FileError(std::string_view operation, std::filesystem::path path, int
       code_(code) {}
 
 std::unique_ptr<Directory> PosixFileSystem::open_directory(const std::filesystem::path& path) {
-  const int fd =
-      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  const int fd = retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
   if (fd < 0) throw FileError("open directory", path, errno);
   return std::make_unique<PosixDirectory>(Descriptor(fd), path);
 }
@@ -238,8 +234,7 @@ std::unique_ptr<Directory> PosixFileSystem::create_directory(const std::filesyst
 }
 
 std::unique_ptr<ReadableFile> PosixFileSystem::open_file(const std::filesystem::path& path) {
-  const int fd =
-      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  const int fd = retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
   if (fd < 0) throw FileError("open", path, errno);
   return std::make_unique<PosixReadableFile>(Descriptor(fd), path);
 }
@@ -247,8 +242,8 @@ std::unique_ptr<ReadableFile> PosixFileSystem::open_file(const std::filesystem::
 std::vector<std::byte> read_all(ReadableFile& file, std::uint64_t limit) {
   constexpr std::size_t kPiece = std::size_t{64} << 20;
   if (file.size() > limit) {
-    throw DataError(fmt::format("a file of {} bytes is larger than the {} that are accepted here",
-                                file.size(), limit));
+    throw DataError(
+        fmt::format("a file of {} bytes is larger than the {} that are accepted here", file.size(), limit));
   }
   std::vector<std::byte> bytes;
   for (;;) {

@@ -1,7 +1,3 @@
-#include <lockstep/base/log.hpp>
-
-#include <unistd.h>
-
 #include <atomic>
 #include <cstdio>
 #include <utility>
@@ -9,8 +5,10 @@
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/log.hpp>
 
 namespace lockstep {
 namespace {
@@ -83,7 +81,9 @@ void Log::progress(std::string_view line) const {
   if (sink_) sink_->progress(line);
 }
 
-bool Log::interactive() const noexcept { return sink_ && sink_->interactive(); }
+bool Log::interactive() const noexcept {
+  return sink_ && sink_->interactive();
+}
 
 Log Log::standard(const std::string& prefix, const std::filesystem::path& file) {
   return Log(std::make_shared<StandardSink>(prefix, file));

@@ -1,14 +1,14 @@
-#include <lockstep/base/process.hpp>
-
-#include <sys/random.h>
-#include <unistd.h>
-
 #include <array>
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <sstream>
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <lockstep/base/process.hpp>
 
 namespace lockstep {
 
@@ -25,7 +25,9 @@ std::string SystemIdentity::boot_id() const {
   return id;
 }
 
-std::int64_t SystemIdentity::pid() const { return ::getpid(); }
+std::int64_t SystemIdentity::pid() const {
+  return ::getpid();
+}
 
 std::optional<std::uint64_t> SystemIdentity::start_time(std::int64_t pid) const {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");

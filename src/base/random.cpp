@@ -1,7 +1,7 @@
-#include <lockstep/base/random.hpp>
-
 #include <cmath>
 #include <numbers>
+
+#include <lockstep/base/random.hpp>
 
 namespace lockstep {
 

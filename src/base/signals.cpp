@@ -1,12 +1,11 @@
-#include <lockstep/base/signals.hpp>
+#include <atomic>
+#include <utility>
 
 #include <signal.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <utility>
-
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/signals.hpp>
 
 namespace lockstep {
 namespace {
@@ -45,6 +44,8 @@ std::optional<int> ProcessSignals::received() const noexcept {
   return signal == 0 ? std::nullopt : std::optional(signal);
 }
 
-std::vector<int> ProcessSignals::stop_signals() { return {SIGTERM, SIGUSR1, SIGUSR2, SIGINT}; }
+std::vector<int> ProcessSignals::stop_signals() {
+  return {SIGTERM, SIGUSR1, SIGUSR2, SIGINT};
+}
 
 }  // namespace lockstep

@@ -18,9 +18,9 @@ enum class ExitCode : int {
   environment = 78,  ///< the environment or the ranks disagree: directory in use, another model
 };
 
-/// Root of all errors that are the user's or the machine's fault. The message says the problem with its values,
-/// why it is one, and what to do. The code decides how the program ends, and travels between ranks with the
-/// message, so that a collective throws the same error on every rank.
+/// Root of all errors that are the user's or the machine's fault. The message says the problem with its
+/// values, why it is one, and what to do. The code decides how the program ends, and travels between ranks
+/// with the message, so that a collective throws the same error on every rank.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}

@@ -11,7 +11,13 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
                                     std::array<std::uint32_t, 2> key) noexcept;
 
 /// What a random number is for. Numbers of different purposes never coincide, whatever their counters.
-enum class Purpose : std::uint32_t { initial_values = 1, shuffle = 2, dropout = 3, augmentation = 4, test = 5 };
+enum class Purpose : std::uint32_t {
+  initial_values = 1,
+  shuffle = 2,
+  dropout = 3,
+  augmentation = 4,
+  test = 5
+};
 
 /// Random numbers keyed by (seed, purpose, a, b): for training a is the step or epoch, b the sample or
 /// parameter. The i-th number is a pure function of these, so ranks and threads can draw in any order.

@@ -5,8 +5,8 @@
 
 namespace lockstep {
 
-/// Seam: signals that ask this process to stop soon. A signal only sets a flag; the flag travels in the ballot
-/// of the next step, and all ranks act on the tally.
+/// Seam: signals that ask this process to stop soon. A signal only sets a flag; the flag travels in the
+/// ballot of the next step, and all ranks act on the tally.
 class Signals {
  public:
   virtual ~Signals() = default;
@@ -20,8 +20,8 @@ class NoSignals final : public Signals {
   std::optional<int> received() const noexcept override { return std::nullopt; }
 };
 
-/// Handlers for the given signals while it lives; the ones that were there before come back after it. A second
-/// SIGINT ends the process at once, as a person at a terminal expects. One object at a time.
+/// Handlers for the given signals while it lives; the ones that were there before come back after it. A
+/// second SIGINT ends the process at once, as a person at a terminal expects. One object at a time.
 class ProcessSignals final : public Signals {
  public:
   explicit ProcessSignals(std::vector<int> signals);

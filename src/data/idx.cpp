@@ -78,7 +78,7 @@ std::span<std::byte> as_bytes_of(std::span<std::uint8_t> values) {
   return std::as_writable_bytes(values);
 }
 
-std::unique_ptr<ReadableFile> open(FileSystem& files, const std::filesystem::path& path) {
+std::unique_ptr<ReadableFile> open_data(FileSystem& files, const std::filesystem::path& path) {
   try {
     return files.open_file(path);
   } catch (const FileError& error) {
@@ -90,7 +90,7 @@ std::unique_ptr<ReadableFile> open(FileSystem& files, const std::filesystem::pat
 }  // namespace
 
 IdxFile::IdxFile(FileSystem& files, const std::filesystem::path& path)
-    : path_(path), file_(open(files, path)) {
+    : path_(path), file_(open_data(files, path)) {
   const std::uint64_t size = file_->size();
   if (size == 0) fail(path_, "is empty", kGetAgain);
   std::vector<std::uint8_t> start(static_cast<std::size_t>(std::min<std::uint64_t>(size, kPeekInput)));

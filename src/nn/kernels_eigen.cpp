@@ -3,7 +3,9 @@
 // keeps Eigen's packed blocks on the stack, so that no product allocates.
 #define Eigen lockstep_eigen
 #define EIGEN_DONT_PARALLELIZE
-#define EIGEN_STACK_ALLOCATION_LIMIT 1048576
+#define EIGEN_STACK_ALLOCATION_LIMIT 1310720
+#include <algorithm>
+
 #include <Eigen/Core>
 #include <fmt/format.h>
 
@@ -13,11 +15,14 @@ namespace lockstep {
 namespace {
 
 // Eigen derives its blocking from cache sizes that it would otherwise read from the machine; blocking decides
-// the order of sums. These suit current server cores. Local memory for the packed blocks stays below the
-// limit above: Eigen fills at most the second level with one of them and the third with the other.
+// the order of sums. These suit current server cores.
 constexpr int kFirstCache = 32 * 1024;
 constexpr int kSecondCache = 512 * 1024;
 constexpr int kThirdCache = 1024 * 1024;
+
+// Columns of the result that are computed at once: Eigen's packed blocks grow with them, and must stay below
+// the limit above.
+constexpr std::int64_t kColumns = 512;
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using ConstMap = Eigen::Map<const Matrix, Eigen::Unaligned, Eigen::OuterStride<>>;
@@ -32,32 +37,40 @@ void multiply(const A& a, const B& b, bool accumulate, Map c) {
                                         Eigen::GemmProduct>::scaleAndAddTo(c, a, b, 1.0F);
 }
 
+void multiply_columns(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+                      std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate, float* c,
+                      std::int64_t ldc) {
+  const ConstMap left(a, ta ? k : m, ta ? m : k, Eigen::OuterStride<>(lda));
+  const ConstMap right(b, tb ? n : k, tb ? k : n, Eigen::OuterStride<>(ldb));
+  const Map product(c, m, n, Eigen::OuterStride<>(ldc));
+  if (ta && tb) {
+    multiply(left.transpose(), right.transpose(), accumulate, product);
+  } else if (ta) {
+    multiply(left.transpose(), right, accumulate, product);
+  } else if (tb) {
+    multiply(left, right.transpose(), accumulate, product);
+  } else {
+    multiply(left, right, accumulate, product);
+  }
+}
+
 class EigenKernels final : public Kernels {
  public:
   std::string_view name() const noexcept override { return "eigen"; }
 
   std::string description() const override {
-    return fmt::format("Eigen {}.{}.{}, {}, caches {}/{}/{} KiB", EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION,
-                       EIGEN_MINOR_VERSION, Eigen::SimdInstructionSetsInUse(), kFirstCache / 1024,
-                       kSecondCache / 1024, kThirdCache / 1024);
+    return fmt::format("Eigen {}.{}.{}, {}, blocks {}/{}/{} KiB x {}", EIGEN_WORLD_VERSION,
+                       EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION, Eigen::SimdInstructionSetsInUse(),
+                       kFirstCache / 1024, kSecondCache / 1024, kThirdCache / 1024, kColumns);
   }
 
   void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
             const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate, float* c,
             std::int64_t ldc) const override {
-    const bool ta = transpose_a == Transpose::yes;
-    const bool tb = transpose_b == Transpose::yes;
-    const ConstMap left(a, ta ? k : m, ta ? m : k, Eigen::OuterStride<>(lda));
-    const ConstMap right(b, tb ? n : k, tb ? k : n, Eigen::OuterStride<>(ldb));
-    const Map product(c, m, n, Eigen::OuterStride<>(ldc));
-    if (ta && tb) {
-      multiply(left.transpose(), right.transpose(), accumulate, product);
-    } else if (ta) {
-      multiply(left.transpose(), right, accumulate, product);
-    } else if (tb) {
-      multiply(left, right.transpose(), accumulate, product);
-    } else {
-      multiply(left, right, accumulate, product);
+    for (std::int64_t j = 0; j < n; j += kColumns) {
+      const std::int64_t columns = std::min(kColumns, n - j);
+      multiply_columns(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, columns, k, a, lda,
+                       transpose_b == Transpose::yes ? b + j * ldb : b + j, ldb, accumulate, c + j, ldc);
     }
   }
 };

@@ -11,6 +11,8 @@
 namespace lockstep {
 namespace {
 
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
 std::vector<std::unique_ptr<Optimizer>> all_optimizers() {
   std::vector<std::unique_ptr<Optimizer>> optimizers;
   optimizers.push_back(std::make_unique<Sgd>());
@@ -116,8 +118,7 @@ TEST_CASE("padding stays zero and a gradient that is NaN shows") {
   for (const auto& optimizer : all_optimizers()) {
     const Run zero = run(*optimizer, std::vector<float>(16), std::vector<float>(16), {16}, 3);
     for (const float x : zero.parameters) CHECK(x == 0.0F);
-    const Run nan =
-        run(*optimizer, {1.0F}, std::vector<float>{std::numeric_limits<float>::quiet_NaN()}, {1}, 1);
+    const Run nan = run(*optimizer, {1.0F}, std::vector<float>{kNan}, {1}, 1);
     CHECK(std::isnan(nan.parameters[0]));
   }
 }
@@ -170,7 +171,7 @@ TEST_CASE("clipping scales to the limit, leaves smaller norms alone and does not
 TEST_CASE("settings out of range are refused") {
   CHECK_THROWS_AS(Momentum(1.0F), UsageError);
   CHECK_THROWS_AS(Momentum(-0.1F), UsageError);
-  CHECK_THROWS_AS(Momentum(std::numeric_limits<float>::quiet_NaN()), UsageError);
+  CHECK_THROWS_AS(Momentum{kNan}, UsageError);
   CHECK_THROWS_AS(Adam(0.9F, 1.0F), UsageError);
   CHECK_THROWS_AS(Adam(0.9F, 0.999F, 0.0F), UsageError);
 }

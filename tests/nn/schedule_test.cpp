@@ -9,6 +9,8 @@
 namespace lockstep {
 namespace {
 
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
 TEST_CASE("a constant rate is the same at every step") {
   const ConstantRate rate(0.1F);
   CHECK(rate.learning_rate(0) == 0.1F);
@@ -33,7 +35,7 @@ TEST_CASE("a warm-up of no steps changes nothing") {
 
 TEST_CASE("rates and lengths that make no sense are refused") {
   CHECK_THROWS_AS(ConstantRate(-1.0F), UsageError);
-  CHECK_THROWS_AS(ConstantRate(std::numeric_limits<float>::quiet_NaN()), UsageError);
+  CHECK_THROWS_AS(ConstantRate{kNan}, UsageError);
   CHECK_THROWS_AS(WarmUp(-1, std::make_unique<ConstantRate>(0.4F)), UsageError);
 }
 

@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/executor.hpp>
 #include <lockstep/nn/gradient_check.hpp>
 #include <lockstep/nn/optimizer.hpp>
 #include <lockstep/nn/relu.hpp>
@@ -34,6 +35,8 @@ std::atomic<long> allocations{0};
 
 namespace lockstep {
 namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 std::span<const std::int32_t> view(const std::vector<std::int32_t>& labels) {
   return labels;
@@ -84,6 +87,29 @@ TEST_CASE("loss and gradients have the same bits twice, from another workspace, 
       const Result again = one_pass(trained, *kernels, 13, shift);
       CHECK(again.loss == first.loss);
       CHECK(test::same_bits(again.gradients, first.gradients));
+    }
+  }
+}
+
+TEST_CASE("threads with a workspace each share a model and get the same bits at the same time") {
+  for (const auto& kernels : test::all_kernels()) {
+    CAPTURE(kernels->name());
+    test::Trained trained({100}, {65, 32}, 10);
+    trained.ready();
+    const Result expected = one_pass(trained, *kernels, 13);
+    ThreadExecutor executor;
+    std::vector<Result> results(3);
+    std::vector<std::unique_ptr<Worker>> workers;
+    for (Result& result : results) {
+      workers.push_back(executor.start("pass"));
+      workers.back()->post([&] {
+        for (int i = 0; i < 20; ++i) result = one_pass(trained, *kernels, 13);
+      });
+    }
+    for (const auto& worker : workers) worker->wait();
+    for (const Result& result : results) {
+      CHECK(result.loss == expected.loss);
+      CHECK(test::same_bits(result.gradients, expected.gradients));
     }
   }
 }
@@ -226,7 +252,7 @@ TEST_CASE("one NaN among the inputs makes the loss NaN") {
     const auto labels = test::random_labels(4, 10, 91);
     for (const std::size_t at : {0, 31, 119}) {
       auto inputs = test::normal_values(4 * 30, 90);
-      inputs[at] = std::numeric_limits<float>::quiet_NaN();
+      inputs[at] = kNan;
       float loss = 0;
       trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 0.25F, loss);
       CHECK(std::isnan(loss));

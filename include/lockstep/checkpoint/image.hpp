@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <lockstep/state/entry.hpp>
+
+namespace lockstep {
+
+/// The HDF5 file of a checkpoint, laid out once in memory. Shapes never change, so that a save is a copy of
+/// the bytes of each entry to a place that is known; HDF5 is not called again and never sees a disk.
+///
+/// Equal entries give equal bytes, whenever and wherever the image is built (with one version of HDF5).
+/// Local; not thread-safe.
+class CheckpointImage {
+ public:
+  /// Throws UsageError when the entries do not fit into one file: a name that is also a folder, or no bytes.
+  explicit CheckpointImage(std::vector<Entry> entries);
+
+  /// Copies the present values of all entries into the image. The only part of a save that holds up training.
+  void snapshot() noexcept;
+
+  std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  const std::vector<Entry>& entries() const noexcept { return entries_; }
+
+ private:
+  std::vector<Entry> entries_;
+  std::vector<std::size_t> offsets_;  // of each entry in the image
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <lockstep/base/digest.hpp>
+#include <lockstep/base/files.hpp>
+#include <lockstep/checkpoint/trailer.hpp>
+#include <lockstep/state/entry.hpp>
+
+namespace lockstep {
+
+/// A checkpoint of which every byte was verified before HDF5 saw one, and whose structure holds nothing but
+/// plain folders and tensors inside the file. HDF5 reads only its structure; values come from the verified
+/// memory.
+///
+/// Local. Holds the whole file in memory.
+class CheckpointFile {
+ public:
+  static constexpr std::uint64_t kDefaultLimit = std::uint64_t{256} << 30;  ///< bytes of an image
+
+  /// Throws DataError saying what is wrong and at which offset, and FileError.
+  CheckpointFile(Directory& directory, const std::string& name, std::uint64_t limit = kDefaultLimit);
+  CheckpointFile(ReadableFile& file, const std::string& name, std::uint64_t limit = kDefaultLimit);
+
+  const std::string& name() const noexcept { return name_; }
+  std::int64_t step() const noexcept { return content_.trailer.step; }
+  const Trailer& trailer() const noexcept { return content_.trailer; }
+
+  /// What it holds, in the order of the paths. `data` points into this object and is not to be written to.
+  const std::vector<Entry>& entries() const noexcept { return entries_; }
+
+  /// Null when there is none of this path.
+  const Entry* find(std::string_view path) const noexcept;
+
+  /// Copies the values of an entry. Throws InternalError when there is none or `bytes` has another size.
+  void read(std::string_view path, std::span<std::byte> bytes) const;
+
+  /// As `content_digest` of the state that was saved. `prefix` picks a part ("/model/").
+  Digest digest(std::string_view prefix = "/") const { return content_digest(entries_, prefix); }
+
+ private:
+  void read_structure();
+
+  std::string name_;
+  VerifiedImage content_;
+  std::vector<Entry> entries_;
+};
+
+/// Writes the values of `file` to where `entries` points. Settings ("/config/") are compared and not written.
+///
+/// Before the first byte is written, everything is compared: names, types, shapes and settings. Throws
+/// EnvironmentError with the full list of what is missing, extra or different; settings named in
+/// `allow_change`
+/// ("learning_rate") may differ, be missing or extra. Local.
+void restore_into(const CheckpointFile& file, std::span<const Entry> entries,
+                  const std::set<std::string>& allow_change = {});
+
+}  // namespace lockstep

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+
+#include <lockstep/base/files.hpp>
+#include <lockstep/base/log.hpp>
+#include <lockstep/checkpoint/names.hpp>
+#include <lockstep/mpi/communicator.hpp>
+#include <lockstep/state/state.hpp>
+
+namespace lockstep {
+
+/// Which checkpoint a run went on from.
+struct Restored {
+  std::int64_t step = 0;
+  std::string name;  ///< base name
+};
+
+/// Says that the arenas of a State are shared by the ranks of a node, so that one rank of each receives their
+/// values.
+struct SharedArenas {
+  /// One rank of every node, the chief as its rank 0; nullopt on all other ranks.
+  std::optional<Communicator> leaders;
+};
+
+struct RestoreOptions {
+  std::set<std::string> allow_change;     ///< settings that may differ
+  bool fresh = false;                     ///< set all checkpoints aside and start anew
+  std::optional<std::string> exact_file;  ///< this base name and no other; what is newer is set aside
+  std::string basename = std::string(kDefaultBasename);
+  std::optional<SharedArenas> shared_arenas;  ///< nullopt: every rank has arenas of its own
+  Log log;                                    ///< the chief's
+};
+
+/// Restores the newest checkpoint of `directory` that verifies into `state`.
+///
+/// Collective over `comm`: the chief reads and verifies, then every entry is broadcast in bounded pieces. No
+/// other rank touches the file system. Same on all ranks: the names, shapes and order of `state`, and whether
+/// arenas are shared.
+///
+/// On return all ranks hold the same values. The chief looks at the files by their names, highest step first;
+/// the state file only adds names that a stale view of the directory does not show yet. One that fails is
+/// passed over with a warning that names file and offset, and so is one from a job that had lost the
+/// directory to a later one. After a good one was found, and not before, those that failed are renamed to
+/// NAME.damaged-K, and those that were passed over or are newer than `exact_file` to NAME.superseded-K.
+/// Nothing is ever deleted.
+///
+/// Returns nullopt on all ranks, with `state` untouched, when the directory never had a checkpoint or `fresh`
+/// was given. `directory` is null on all ranks but the chief. Throws on all ranks: DataError when there are
+/// checkpoints and none verifies, or the state file names some and none is there; EnvironmentError when the
+/// newest good one belongs to another model or other settings, with all differences; UsageError; FileError's
+/// code when the directory cannot be read.
+[[nodiscard]] std::optional<Restored> restore_latest(const Communicator& comm, Directory* directory,
+                                                     State& state, const RestoreOptions& options = {});
+
+}  // namespace lockstep

@@ -1,0 +1,117 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <lockstep/base/clock.hpp>
+#include <lockstep/base/executor.hpp>
+#include <lockstep/base/files.hpp>
+#include <lockstep/base/log.hpp>
+#include <lockstep/base/process.hpp>
+#include <lockstep/checkpoint/image.hpp>
+#include <lockstep/checkpoint/names.hpp>
+#include <lockstep/checkpoint/retention.hpp>
+#include <lockstep/checkpoint/state_file.hpp>
+#include <lockstep/state/entry.hpp>
+
+namespace lockstep {
+
+struct SaverOptions {
+  int max_to_keep = 5;                       ///< 0: all
+  double keep_checkpoint_every_n_hours = 0;  ///< 0: off
+  std::string basename = std::string(kDefaultBasename);
+  bool verify_after_write = true;  ///< read every byte back before the checkpoint gets its name
+};
+
+/// How one save ended.
+struct SaveResult {
+  std::int64_t step = 0;
+  std::string name;  ///< base name; empty when it failed before one was chosen
+  std::uint64_t bytes = 0;
+  Seconds seconds{0};        ///< from the snapshot to durable
+  std::exception_ptr error;  ///< null: durable
+  std::string message;       ///< what was logged
+
+  bool ok() const noexcept { return error == nullptr; }
+};
+
+/// Writes checkpoints. `start` copies the values and returns; everything else runs in the background. A save
+/// is acknowledged (logged, listed, told as a result) once it would survive a power cut, and only then are
+/// older ones deleted. A save that fails leaves the earlier checkpoints as they are, says so, and does not
+/// hinder the next.
+///
+/// Chief only; must not communicate. Called from one thread. The entries and all references must outlive it.
+class Saver {
+ public:
+  /// Lays out the image, reads which checkpoints there are, and removes temporary files that a dead job left.
+  /// `token` is the one of the DirectoryLock that the caller holds, or 0 without one. Throws UsageError for
+  /// options that make no sense, and FileError.
+  Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, SaverOptions options, Clock& clock,
+        Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity);
+
+  /// Waits for a running save. Its failure is in the log.
+  ~Saver();
+  Saver(const Saver&) = delete;
+  Saver& operator=(const Saver&) = delete;
+
+  /// Takes a snapshot of all entries, to be saved as `step`. Waits for a save that is still running, and says
+  /// so.
+  void start(std::int64_t step);
+
+  /// Returns when no save is running. Throws the failure of a save that neither this nor `take_result` has
+  /// told yet.
+  void wait();
+
+  bool busy() const noexcept { return busy_.load(); }
+
+  /// The oldest save that has ended and was not taken yet. Does not block.
+  std::optional<SaveResult> take_result();
+
+  /// The newest step that this saver has made durable.
+  std::optional<std::int64_t> last_durable_step() const;
+
+  /// What the directory holds, oldest first, as of the last save that ended.
+  std::vector<CheckpointRecord> checkpoints() const;
+
+  /// Size of the image, nearly that of a checkpoint (for a probe of the directory).
+  std::uint64_t image_bytes() const noexcept { return image_.bytes().size(); }
+
+ private:
+  void run(std::int64_t step, std::uint64_t nonce, Seconds started) noexcept;
+  std::string publish(std::int64_t step, std::uint64_t nonce);
+  bool holds_same(const FoundCheckpoint& existing, std::int64_t step);
+  void write(const std::string& temporary, std::int64_t step);
+  void check_owner() const;
+  void retain(const std::string& current);
+  void remove_leftovers();
+
+  std::shared_ptr<Directory> directory_;
+  CheckpointImage image_;
+  SaverOptions options_;
+  Clock& clock_;
+  Log log_;
+  std::uint64_t token_;
+  ProcessIdentity& identity_;
+  std::atomic<bool> busy_ = false;
+  std::int64_t running_step_ = 0;
+
+  // Used by the background task while busy_, else by the caller.
+  CheckpointRecord written_;
+  bool rescan_ = false;
+
+  mutable std::mutex mutex_;  // guards what follows
+  StateFile state_;
+  std::deque<SaveResult> results_;
+  std::optional<std::int64_t> last_durable_step_;
+
+  std::unique_ptr<Worker> worker_;  // last: its end waits for a task that uses everything above
+};
+
+}  // namespace lockstep

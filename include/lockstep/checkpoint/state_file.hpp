@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <lockstep/base/files.hpp>
+#include <lockstep/base/log.hpp>
+#include <lockstep/checkpoint/names.hpp>
+
+namespace lockstep {
+
+/// One checkpoint of a directory. The digest is that of its trailer.
+struct CheckpointRecord {
+  std::int64_t step = 0;
+  std::string file;  ///< base name
+  std::string digest;
+  std::uint64_t bytes = 0;
+  std::uint64_t token = 0;
+  double time = 0;         ///< seconds since 1970 when it was saved
+  bool preserved = false;  ///< kept beyond `max_to_keep`
+
+  friend bool operator==(const CheckpointRecord&, const CheckpointRecord&) = default;
+};
+
+/// The contents of checkpoint.json. A hint for people and for retention: what counts is the directory.
+struct StateFile {
+  std::vector<CheckpointRecord> checkpoints;  ///< oldest first
+  std::optional<double> last_preserved;       ///< time of the last checkpoint that was preserved
+
+  friend bool operator==(const StateFile&, const StateFile&) = default;
+};
+
+std::string to_json(const StateFile& state);
+
+/// What a text says, or why it says nothing.
+struct ParsedStateFile {
+  std::optional<StateFile> state;
+  std::string problem;  ///< set when there is no state
+};
+
+/// Any bytes at all are allowed; never throws. Names that are not plain base names make the whole text
+/// refused.
+ParsedStateFile parse_state_file(std::span<const std::byte> bytes);
+
+/// As it stands in `directory`; a missing one is a problem as well. Throws nothing but FileError.
+ParsedStateFile read_state_file(Directory& directory);
+
+void write_state_file(Directory& directory, const StateFile& state);
+
+/// A file whose name is that of a checkpoint. Whether it is a good one is not known yet.
+struct FoundCheckpoint {
+  CheckpointName name;
+  std::string file;
+  std::uint64_t bytes = 0;
+};
+
+/// All of them, oldest first. Throws FileError.
+std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename);
+
+/// What the directory really holds: a record for every checkpoint whose trailer is whole, with what only the
+/// state file knows where that agrees. Says in `log` when the state file is missing or does not. Throws
+/// FileError.
+StateFile load_state(Directory& directory, const std::string& basename, const Log& log);
+
+}  // namespace lockstep

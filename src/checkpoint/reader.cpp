@@ -1,0 +1,286 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/reader.hpp>
+
+#include "hdf5_support.hpp"
+
+namespace lockstep {
+namespace {
+
+// Far beyond what a state can hold, and small enough that no file makes us work for long.
+constexpr std::size_t kMaxEntries = 1'000'000;
+constexpr std::size_t kMaxPathLength = 1024;
+constexpr std::size_t kMaxDepth = 64;
+constexpr int kMaxDimensions = 8;
+constexpr std::size_t kMaxSettingShown = 80;
+
+/// Walks the folders of an image and takes in only what our own writer makes.
+class StructureReader {
+ public:
+  StructureReader(const std::string& name, std::span<std::byte> image) : name_(name), image_(image) {}
+
+  std::vector<Entry> read() {
+    const QuietHdf5 quiet;
+    const Hdf5Handle file = open_image(image_);
+    if (!file.valid()) refuse("/", "HDF5 cannot read it");
+    const Hdf5Handle root(H5Gopen2(file.get(), "/", H5P_DEFAULT), H5Gclose);
+    if (!root.valid()) refuse("/", "HDF5 cannot read its root folder");
+    visit_group(root.get(), "", 0);
+    std::sort(entries_.begin(), entries_.end(),
+              [](const Entry& left, const Entry& right) { return left.path < right.path; });
+    return std::move(entries_);
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& path, const std::string& what) const {
+    throw DataError(fmt::format("{} is not a checkpoint that is read here: '{}': {}", name_, path, what));
+  }
+
+  void visit_group(hid_t group, const std::string& path, std::size_t depth) {
+    if (depth > kMaxDepth) refuse(path, "folders are too deep");
+    H5G_info_t info{};
+    if (H5Gget_info(group, &info) < 0) refuse(path, "the folder is damaged");
+    for (hsize_t i = 0; i < info.nlinks; ++i) visit_link(group, path, i, depth);
+  }
+
+  void visit_link(hid_t group, const std::string& path, hsize_t index, std::size_t depth) {
+    std::array<char, kMaxPathLength + 1> text{};
+    const ssize_t length = H5Lget_name_by_idx(group, ".", H5_INDEX_NAME, H5_ITER_INC, index, text.data(),
+                                              text.size(), H5P_DEFAULT);
+    if (length <= 0) refuse(path, "a name is damaged");
+    const std::string leaf(text.data());
+    const std::string full = path + "/" + leaf;
+    if (static_cast<std::size_t>(length) != leaf.size() || full.size() > kMaxPathLength) {
+      refuse(path, "a name is too long");
+    }
+    if (leaf == "." || leaf == ".." || leaf.find('/') != std::string::npos) {
+      refuse(path, "a name is not plain");
+    }
+
+    // What a link is, is known before it is followed: none leaves the file.
+    H5L_info_t link{};
+    if (H5Lget_info(group, leaf.c_str(), &link, H5P_DEFAULT) < 0) refuse(full, "the link is damaged");
+    if (link.type != H5L_TYPE_HARD) refuse(full, "only plain links are accepted");
+    const Hdf5Handle object(H5Oopen(group, leaf.c_str(), H5P_DEFAULT), H5Oclose);
+    if (!object.valid()) refuse(full, "HDF5 cannot open it");
+    H5O_info_t info{};
+    if (H5Oget_info2(object.get(), &info, H5O_INFO_BASIC | H5O_INFO_NUM_ATTRS) < 0) {
+      refuse(full, "it is damaged");
+    }
+    if (info.rc != 1) refuse(full, "it has more than one name");
+    if (info.num_attrs != 0) refuse(full, "attributes are not accepted");
+    if (++objects_ > kMaxEntries) refuse(full, "there are too many objects");
+    if (info.type == H5O_TYPE_GROUP) {
+      visit_group(object.get(), full, depth + 1);
+    } else if (info.type == H5O_TYPE_DATASET) {
+      visit_dataset(object.get(), full);
+    } else {
+      refuse(full, "it is neither a folder nor a tensor");
+    }
+  }
+
+  void visit_dataset(hid_t dataset, const std::string& path) {
+    const Hdf5Handle properties(H5Dget_create_plist(dataset), H5Pclose);
+    if (!properties.valid()) refuse(path, "it is damaged");
+    if (H5Pget_layout(properties.get()) != H5D_CONTIGUOUS) refuse(path, "its layout is not contiguous");
+    if (H5Pget_external_count(properties.get()) != 0) refuse(path, "its values are in another file");
+    if (H5Pget_nfilters(properties.get()) != 0) refuse(path, "filters are not accepted");
+
+    Entry entry;
+    entry.path = path;
+    const std::uint64_t element_bytes = read_type(dataset, entry);
+    read_shape(dataset, entry);
+    std::uint64_t bytes = element_bytes;
+    for (const std::int64_t n : entry.shape) {
+      // Every factor is at most the image, so that the product is checked before it can wrap.
+      if (static_cast<std::uint64_t>(n) > image_.size() / bytes) {
+        refuse(path, fmt::format("its shape {} has more bytes than the file", to_string(entry.shape)));
+      }
+      bytes *= static_cast<std::uint64_t>(n);
+    }
+    if (entry.type == ElementType::text) entry.shape = {static_cast<std::int64_t>(element_bytes)};
+    const haddr_t offset = H5Dget_offset(dataset);
+    if (offset == HADDR_UNDEF || offset > image_.size() || bytes > image_.size() - offset ||
+        H5Dget_storage_size(dataset) != bytes) {
+      refuse(path, "its values are not inside the file");
+    }
+    entry.data = image_.data() + offset;
+    entries_.push_back(std::move(entry));
+  }
+
+  /// Sets the type and returns the bytes of an element; a text is one element.
+  std::uint64_t read_type(hid_t dataset, Entry& entry) const {
+    const Hdf5Handle type(H5Dget_type(dataset), H5Tclose);
+    if (!type.valid() || H5Tcommitted(type.get()) != 0) refuse(entry.path, "its type is not plain");
+    if (H5Tget_class(type.get()) == H5T_STRING) {
+      const std::size_t size = H5Tget_size(type.get());
+      if (H5Tis_variable_str(type.get()) != 0 || H5Tget_strpad(type.get()) != H5T_STR_NULLPAD ||
+          H5Tget_cset(type.get()) != H5T_CSET_UTF8 || size == 0 || size > image_.size()) {
+        refuse(entry.path, "it is not a text of fixed length in UTF-8");
+      }
+      entry.type = ElementType::text;
+      return size;
+    }
+    for (const ElementType known :
+         {ElementType::f32, ElementType::f64, ElementType::i32, ElementType::i64, ElementType::u8}) {
+      if (H5Tequal(type.get(), stored_number_type(known)) > 0) {
+        entry.type = known;
+        return size_in_bytes(known);
+      }
+    }
+    refuse(entry.path, "its type is none of f32, f64, i32, i64, u8, text in little-endian order");
+  }
+
+  void read_shape(hid_t dataset, Entry& entry) const {
+    const Hdf5Handle space(H5Dget_space(dataset), H5Sclose);
+    const H5S_class_t kind = space.valid() ? H5Sget_simple_extent_type(space.get()) : H5S_NO_CLASS;
+    if (kind == H5S_SCALAR) return;
+    const int count = kind == H5S_SIMPLE ? H5Sget_simple_extent_ndims(space.get()) : -1;
+    if (count < 1 || count > kMaxDimensions || entry.type == ElementType::text) {
+      refuse(entry.path, "its shape is not one that is written here");
+    }
+    std::array<hsize_t, kMaxDimensions> dimensions{};
+    if (H5Sget_simple_extent_dims(space.get(), dimensions.data(), nullptr) != count) {
+      refuse(entry.path, "its shape is damaged");
+    }
+    for (int i = 0; i < count; ++i) {
+      const hsize_t n = dimensions[static_cast<std::size_t>(i)];
+      if (n == 0 || n > image_.size()) refuse(entry.path, "a dimension is 0 or larger than the file");
+      entry.shape.push_back(static_cast<std::int64_t>(n));
+    }
+  }
+
+  const std::string& name_;
+  std::span<std::byte> image_;
+  std::vector<Entry> entries_;
+  std::size_t objects_ = 0;
+};
+
+constexpr std::string_view kConfigFolder = "/config/";
+
+std::string shown(const Entry& setting) {
+  const std::string text(reinterpret_cast<const char*>(setting.data), setting.bytes());
+  return "'" + (text.size() > kMaxSettingShown ? text.substr(0, kMaxSettingShown) + "..." : text) + "'";
+}
+
+std::string described(const Entry& entry) {
+  return std::string(to_string(entry.type)) + " " + to_string(entry.shape);
+}
+
+/// What differs between a checkpoint and the entries that it is to fill; null stands for a missing side.
+class Differences {
+ public:
+  void add(const std::string& path, const Entry* stored, const Entry* wanted,
+           const std::set<std::string>& allow_change) {
+    if (path.starts_with(kConfigFolder)) {
+      const std::string key = path.substr(kConfigFolder.size());
+      if (!allow_change.contains(key)) add_setting(key, stored, wanted);
+      return;
+    }
+    other_model_ = true;
+    if (stored == nullptr) {
+      lines_.push_back(fmt::format("missing '{}' (the model expects {})", path, described(*wanted)));
+    } else if (wanted == nullptr) {
+      lines_.push_back(fmt::format("extra '{}' ({}; the model has none)", path, described(*stored)));
+    } else {
+      lines_.push_back(fmt::format("different '{}': {} (the model expects {})", path, described(*stored),
+                                   described(*wanted)));
+    }
+  }
+
+  void throw_if_any(const std::string& name) const {
+    if (lines_.empty()) return;
+    throw EnvironmentError(fmt::format(
+        "checkpoint {} does not fit this run:\n  {}\n{}", name, fmt::join(lines_, "\n  "),
+        other_model_ ? "restore with the model that wrote it, or start a new run in another directory"
+                     : "run with the settings that wrote it, allow a change by name, or start a new run in "
+                       "another directory"));
+  }
+
+ private:
+  void add_setting(const std::string& key, const Entry* stored, const Entry* wanted) {
+    lines_.push_back(fmt::format("setting '{}' was {} (this run: {})", key,
+                                 stored == nullptr ? "not set" : shown(*stored),
+                                 wanted == nullptr ? "not set" : shown(*wanted)));
+  }
+
+  std::vector<std::string> lines_;
+  bool other_model_ = false;
+};
+
+bool same_kind(const Entry& stored, const Entry& wanted) {
+  if (stored.type != wanted.type || stored.shape != wanted.shape) return false;
+  return !wanted.path.starts_with(kConfigFolder) ||
+         std::memcmp(stored.data, wanted.data, wanted.bytes()) == 0;
+}
+
+}  // namespace
+
+CheckpointFile::CheckpointFile(Directory& directory, const std::string& name, std::uint64_t limit)
+    : CheckpointFile(*directory.open(name), name, limit) {}
+
+CheckpointFile::CheckpointFile(ReadableFile& file, const std::string& name, std::uint64_t limit)
+    : name_(name), content_(read_verified(file, name, limit)) {
+  read_structure();
+}
+
+void CheckpointFile::read_structure() {
+  entries_ =
+      StructureReader(name_, {content_.bytes.get(), static_cast<std::size_t>(content_.trailer.image_bytes)})
+          .read();
+  const Entry* step = find("/session/global_step");
+  if (step == nullptr) return;
+  std::int64_t value = 0;
+  if (step->type != ElementType::i64 || !step->shape.empty()) {
+    throw DataError(name_ + " is not a checkpoint that is read here: '/session/global_step' is no number");
+  }
+  std::memcpy(&value, step->data, sizeof value);
+  if (value != content_.trailer.step) {
+    throw DataError(fmt::format("{} contradicts itself: it holds step {}, its trailer says {}", name_, value,
+                                content_.trailer.step));
+  }
+}
+
+const Entry* CheckpointFile::find(std::string_view path) const noexcept {
+  const auto found =
+      std::lower_bound(entries_.begin(), entries_.end(), path,
+                       [](const Entry& entry, std::string_view wanted) { return entry.path < wanted; });
+  return found != entries_.end() && found->path == path ? &*found : nullptr;
+}
+
+void CheckpointFile::read(std::string_view path, std::span<std::byte> bytes) const {
+  const Entry* entry = find(path);
+  if (entry == nullptr || entry->bytes() != bytes.size()) {
+    throw InternalError(fmt::format("{} has no '{}' of {} bytes", name_, path, bytes.size()));
+  }
+  std::memcpy(bytes.data(), entry->data, bytes.size());
+}
+
+void restore_into(const CheckpointFile& file, std::span<const Entry> entries,
+                  const std::set<std::string>& allow_change) {
+  std::map<std::string_view, std::pair<const Entry*, const Entry*>> both;
+  for (const Entry& stored : file.entries()) both[stored.path].first = &stored;
+  for (const Entry& wanted : entries) both[wanted.path].second = &wanted;
+  Differences differences;
+  for (const auto& [path, pair] : both) {
+    const auto& [stored, wanted] = pair;
+    if (stored == nullptr || wanted == nullptr || !same_kind(*stored, *wanted)) {
+      differences.add(std::string(path), stored, wanted, allow_change);
+    }
+  }
+  differences.throw_if_any(file.name());
+  for (const Entry& wanted : entries) {
+    if (!wanted.path.starts_with(kConfigFolder)) {
+      std::memcpy(wanted.data, file.find(wanted.path)->data, wanted.bytes());
+    }
+  }
+}
+
+}  // namespace lockstep

@@ -1,0 +1,249 @@
+#include <algorithm>
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/reader.hpp>
+#include <lockstep/checkpoint/restore.hpp>
+#include <lockstep/checkpoint/state_file.hpp>
+#include <lockstep/checkpoint/trailer.hpp>
+
+namespace lockstep {
+namespace {
+
+constexpr std::size_t kPieceBytes = std::size_t{16} << 20;
+
+/// The chief's part: finds, verifies and reads, and tidies up afterwards.
+class Search {
+ public:
+  Search(Directory& directory, const State& state, const RestoreOptions& options)
+      : directory_(directory), entries_(state.entries()), options_(options) {
+    const ParsedStateFile hint = read_state_file(directory);
+    found_ = scan_checkpoints(directory, options.basename);
+    if (hint.state) {
+      for (const CheckpointRecord& record : hint.state->checkpoints) add_hinted(record);
+      hinted_ = hint.state->checkpoints.size();
+    }
+    std::ranges::sort(found_, std::greater{}, &FoundCheckpoint::name);
+  }
+
+  std::optional<Restored> run() {
+    if (options_.fresh) {
+      for (const FoundCheckpoint& checkpoint : found_) superseded_.push_back(checkpoint.file);
+      set_aside();
+      if (!found_.empty()) {
+        options_.log.warn(
+            fmt::format("starting anew, as told: {} checkpoints were set aside", found_.size()));
+      }
+      return std::nullopt;
+    }
+    if (options_.exact_file) return restore_exact(*options_.exact_file);
+    if (found_.empty()) return nothing_found();
+    read_tokens();
+    std::vector<FoundCheckpoint> overtaken;
+    for (const FoundCheckpoint& candidate : found_) {
+      if (const auto* later = overtaken_by(candidate)) {
+        options_.log.warn(
+            fmt::format("passing over {}: a job wrote it after it had lost the directory to the one that "
+                        "wrote {}",
+                        candidate.file, later->file));
+        overtaken.push_back(candidate);
+        continue;
+      }
+      if (auto restored = try_restore(candidate)) {
+        for (const FoundCheckpoint& passed : overtaken) superseded_.push_back(passed.file);
+        return finish(std::move(*restored));
+      }
+    }
+    // Better the work of a job that was overtaken than none.
+    for (const FoundCheckpoint& candidate : overtaken) {
+      if (auto restored = try_restore(candidate)) return finish(std::move(*restored));
+    }
+    throw DataError(
+        fmt::format("none of the {} checkpoints in '{}' can be used:\n  {}\nrestore them from a copy, or "
+                    "give --fresh to set "
+                    "them aside and start anew",
+                    found_.size(), directory_.path().string(), fmt::join(reasons_, "\n  ")));
+  }
+
+ private:
+  /// A directory on a network file system may not list yet what it has; a look-up by name sees it.
+  void add_hinted(const CheckpointRecord& record) {
+    const auto name = parse_file_name(options_.basename, record.file);
+    const bool known = std::ranges::any_of(
+        found_, [&](const FoundCheckpoint& checkpoint) { return checkpoint.file == record.file; });
+    if (name && !known && directory_.exists(record.file))
+      found_.push_back({*name, record.file, record.bytes});
+  }
+
+  std::optional<Restored> nothing_found() const {
+    if (hinted_ > 0) {
+      throw DataError(
+          fmt::format("'{}' names {} checkpoints and none of them is in '{}'; bring them back, or give "
+                      "--fresh to start anew",
+                      kStateFileName, hinted_, directory_.path().string()));
+    }
+    for (const DirectoryEntry& entry : directory_.list()) {
+      if (!entry.name.ends_with(".h5") && !is_set_aside(entry.name)) continue;
+      options_.log.warn(
+          fmt::format("no checkpoint named '{}-STEP.h5' is in the directory, so training starts at step "
+                      "0; '{}' and the like are left alone",
+                      options_.basename, entry.name));
+      break;
+    }
+    return std::nullopt;
+  }
+
+  Restored restore_exact(const std::string& name) {
+    if (!is_plain_name(name)) {
+      throw UsageError(fmt::format("'{}' is not the name of a file in the checkpoint directory", name));
+    }
+    const CheckpointFile file(directory_, name);
+    restore_into(file, entries_, options_.allow_change);
+    // A name that was set aside, or any other, counts as older than the canonical one of its step.
+    const auto parsed = parse_file_name(options_.basename, name);
+    const CheckpointName own = parsed.value_or(CheckpointName{file.step(), -1});
+    for (const FoundCheckpoint& checkpoint : found_) {
+      if (checkpoint.name > own && checkpoint.file != name) superseded_.push_back(checkpoint.file);
+    }
+    return finish({file.step(), name});
+  }
+
+  void read_tokens() {
+    for (const FoundCheckpoint& checkpoint : found_) {
+      try {
+        tokens_[checkpoint.file] = read_trailer(*directory_.open(checkpoint.file), checkpoint.file).token;
+      } catch (const Error&) {
+        // Told when its turn comes.
+      }
+    }
+  }
+
+  /// An older checkpoint by a later owner of the directory, or null.
+  const FoundCheckpoint* overtaken_by(const FoundCheckpoint& candidate) const {
+    const auto own = tokens_.find(candidate.file);
+    if (own == tokens_.end()) return nullptr;
+    for (const FoundCheckpoint& other : found_) {
+      const auto token = tokens_.find(other.file);
+      if (other.name < candidate.name && token != tokens_.end() && token->second > own->second) return &other;
+    }
+    return nullptr;
+  }
+
+  std::optional<Restored> try_restore(const FoundCheckpoint& candidate) {
+    try {
+      const CheckpointFile file(directory_, candidate.file);
+      if (file.step() != candidate.name.step) {
+        throw DataError(fmt::format("{} holds step {}: it was renamed", candidate.file, file.step()));
+      }
+      restore_into(file, entries_, options_.allow_change);
+      return Restored{file.step(), candidate.file};
+    } catch (const DataError& error) {
+      failed(candidate, error);
+    } catch (const FileError& error) {
+      failed(candidate, error);
+    }
+    return std::nullopt;
+  }
+
+  void failed(const FoundCheckpoint& candidate, const Error& error) {
+    options_.log.warn(fmt::format("{}; trying the next older checkpoint", error.what()));
+    reasons_.emplace_back(error.what());
+    damaged_.push_back(candidate.file);
+  }
+
+  Restored finish(Restored restored) {
+    set_aside();
+    options_.log.info(fmt::format("restored checkpoint {} (step {})", restored.name, restored.step));
+    return restored;
+  }
+
+  void set_aside() {
+    for (const std::string& name : damaged_) {
+      try {
+        move_aside(name, damaged_name);
+      } catch (const FileError& error) {
+        // It stays in the way, and is passed over again next time.
+        options_.log.warn(error.what());
+      }
+    }
+    // These verify: left under their names they would win over this choice at the next start.
+    for (const std::string& name : superseded_) move_aside(name, superseded_name);
+    if (!damaged_.empty() || !superseded_.empty()) directory_.sync();
+  }
+
+  void move_aside(const std::string& name, std::string (*aside)(std::string_view, int)) {
+    int k = 1;
+    while (directory_.exists(aside(name, k))) ++k;
+    directory_.rename(name, aside(name, k));
+    options_.log.warn(fmt::format("{} is now {}", name, aside(name, k)));
+  }
+
+  Directory& directory_;
+  std::vector<Entry> entries_;
+  const RestoreOptions& options_;
+  std::vector<FoundCheckpoint> found_;  // newest first
+  std::size_t hinted_ = 0;
+  std::map<std::string, std::uint64_t> tokens_;
+  std::vector<std::string> damaged_;
+  std::vector<std::string> superseded_;
+  std::vector<std::string> reasons_;
+};
+
+bool inside(std::span<const float> arena, const Entry& entry) {
+  const std::less<const std::byte*> before;
+  const auto bytes = std::as_bytes(arena);
+  return !bytes.empty() && !before(entry.data, bytes.data()) &&
+         before(entry.data, bytes.data() + bytes.size());
+}
+
+bool in_an_arena(const State& state, const Entry& entry) {
+  if (inside(state.parameters(), entry) || inside(state.buffers(), entry)) return true;
+  return std::ranges::any_of(state.slot_names(),
+                             [&](const std::string& name) { return inside(state.slot_values(name), entry); });
+}
+
+void broadcast_pieces(const Communicator& comm, const Entry& entry) {
+  for (std::span rest(entry.data, entry.bytes()); !rest.empty();) {
+    const auto piece = rest.first(std::min(rest.size(), kPieceBytes));
+    comm.broadcast(piece);
+    rest = rest.subspan(piece.size());
+  }
+}
+
+}  // namespace
+
+std::optional<Restored> restore_latest(const Communicator& comm, Directory* directory, State& state,
+                                       const RestoreOptions& options) {
+  // Where arenas are shared, the chief writes into those of its neighbours: they must be done with them.
+  if (options.shared_arenas) comm.barrier("all ranks to come to the restore");
+  std::optional<Restored> restored;
+  on_chief(comm, [&] {
+    if (directory == nullptr) throw InternalError("restore_latest needs a directory on the chief");
+    restored = Search(*directory, state, options).run();
+  });
+  std::int64_t step = restored ? restored->step : -1;
+  comm.broadcast_values(std::span(&step, 1));
+  if (step < 0) return std::nullopt;
+  const std::string name = comm.broadcast_text(restored ? restored->name : "");
+
+  for (const Entry& entry : state.entries()) {
+    if (entry.path.starts_with("/config/")) continue;
+    if (!options.shared_arenas || !in_an_arena(state, entry)) {
+      broadcast_pieces(comm, entry);
+    } else if (options.shared_arenas->leaders) {
+      broadcast_pieces(*options.shared_arenas->leaders, entry);
+    }
+  }
+  if (options.shared_arenas) comm.barrier("the restored values to reach all nodes");
+  return Restored{step, name};
+}
+
+}  // namespace lockstep

@@ -1,0 +1,300 @@
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/lock.hpp>
+#include <lockstep/checkpoint/saver.hpp>
+#include <lockstep/checkpoint/trailer.hpp>
+
+namespace lockstep {
+namespace {
+
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+
+SaverOptions checked(SaverOptions options) {
+  if (options.max_to_keep < 0) {
+    throw UsageError(fmt::format("max_to_keep is {}; give the number of checkpoints to keep, or 0 for all",
+                                 options.max_to_keep));
+  }
+  if (!(options.keep_checkpoint_every_n_hours >= 0) || std::isinf(options.keep_checkpoint_every_n_hours)) {
+    throw UsageError(fmt::format("keep_checkpoint_every_n_hours is {}; give hours, or 0 for none",
+                                 options.keep_checkpoint_every_n_hours));
+  }
+  // Room for the step, suffixes and what a name set aside gets.
+  constexpr std::size_t kMaxBasename = 64;
+  if (!is_plain_name(options.basename) || options.basename.size() > kMaxBasename) {
+    throw UsageError(
+        fmt::format("checkpoint basename '{}' is no plain name; use at most {} letters, digits, '.', "
+                    "'_', '-'",
+                    options.basename, kMaxBasename));
+  }
+  return options;
+}
+
+/// The exception being handled, with another message where it is one of ours.
+std::exception_ptr told_again(const std::string& message) {
+  try {
+    try {
+      throw;
+    } catch (const Error& error) {
+      throw_error(error.exit_code(), message);
+    }
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
+}  // namespace
+
+Saver::Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, SaverOptions options,
+             Clock& clock, Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity)
+    : directory_(std::move(directory)),
+      image_(std::move(entries)),
+      options_(checked(std::move(options))),
+      clock_(clock),
+      log_(std::move(log)),
+      token_(token),
+      identity_(identity) {
+  state_ = load_state(*directory_, options_.basename, log_);
+  if (state_.checkpoints.empty()) state_.last_preserved = clock_.wall_seconds();
+  remove_leftovers();
+  worker_ = executor.start("saver");
+}
+
+Saver::~Saver() = default;
+
+void Saver::remove_leftovers() {
+  for (const DirectoryEntry& entry : directory_->list()) {
+    if (!is_temporary_checkpoint(options_.basename, entry.name)) continue;
+    log_.info(fmt::format("removing {}, an unfinished checkpoint of a job that is gone", entry.name));
+    try {
+      directory_->remove(entry.name);
+    } catch (const FileError& error) {
+      log_.warn(error.what());
+    }
+  }
+}
+
+void Saver::start(std::int64_t step) {
+  if (busy()) {
+    log_.warn(
+        fmt::format("the save of step {} is still running; training waits for it before step {} is saved",
+                    running_step_, step));
+  }
+  worker_->wait();
+  const Seconds started = clock_.now();
+  image_.snapshot();
+  for (const Entry& entry : image_.entries()) {
+    std::int64_t value = step;
+    if (entry.path == "/session/global_step") std::memcpy(&value, entry.data, sizeof value);
+    if (value != step) {
+      throw InternalError(fmt::format("step {} is to be saved as step {}", value, step));
+    }
+  }
+  running_step_ = step;
+  busy_.store(true);
+  worker_->post([this, step, nonce = identity_.nonce(), started] { run(step, nonce, started); });
+}
+
+void Saver::wait() {
+  worker_->wait();
+  const std::lock_guard guard(mutex_);
+  const auto failed =
+      std::find_if(results_.begin(), results_.end(), [](const SaveResult& result) { return !result.ok(); });
+  if (failed == results_.end()) return;
+  const std::exception_ptr error = failed->error;
+  results_.erase(failed);
+  std::rethrow_exception(error);
+}
+
+std::optional<SaveResult> Saver::take_result() {
+  const std::lock_guard guard(mutex_);
+  if (results_.empty()) return std::nullopt;
+  SaveResult result = std::move(results_.front());
+  results_.pop_front();
+  return result;
+}
+
+std::optional<std::int64_t> Saver::last_durable_step() const {
+  const std::lock_guard guard(mutex_);
+  return last_durable_step_;
+}
+
+std::vector<CheckpointRecord> Saver::checkpoints() const {
+  const std::lock_guard guard(mutex_);
+  return state_.checkpoints;
+}
+
+void Saver::run(std::int64_t step, std::uint64_t nonce, Seconds started) noexcept {
+  SaveResult result;
+  result.step = step;
+  try {
+    result.name = publish(step, nonce);
+    result.bytes = written_.bytes;
+    result.seconds = clock_.now() - started;
+    result.message = fmt::format("saved checkpoint {} (step {}, {} bytes, {:.3f} s)", result.name, step,
+                                 result.bytes, result.seconds.count());
+    {
+      const std::lock_guard guard(mutex_);
+      last_durable_step_ = std::max(last_durable_step_.value_or(step), step);
+    }
+    log_.info(result.message);
+    retain(result.name);
+  } catch (const std::exception& error) {
+    // What is in the directory now is not known for sure: a name may be there that was not synced.
+    rescan_ = true;
+    const std::lock_guard guard(mutex_);
+    result.message = fmt::format(
+        "the checkpoint of step {} was not saved: {}; {}, and the next save tries anew", step, error.what(),
+        state_.checkpoints.empty() ? "there is no earlier checkpoint"
+                                   : fmt::format("earlier checkpoints are as they were (newest: {})",
+                                                 state_.checkpoints.back().file));
+    result.error = told_again(result.message);
+    log_.error(result.message);
+  }
+  {
+    const std::lock_guard guard(mutex_);
+    results_.push_back(std::move(result));
+  }
+  busy_.store(false);
+}
+
+std::string Saver::publish(std::int64_t step, std::uint64_t nonce) {
+  CheckpointName name{step, 0};
+  for (const FoundCheckpoint& found : scan_checkpoints(*directory_, options_.basename)) {
+    if (found.name.step != step) continue;
+    name.suffix = found.name.suffix + 1;  // the list is in order: ends one above the highest
+  }
+  if (name.suffix > 0) {
+    const CheckpointName highest{step, name.suffix - 1};
+    const FoundCheckpoint existing{highest, to_file_name(options_.basename, highest), 0};
+    if (holds_same(existing, step)) {
+      directory_->sync();  // whoever gave it its name may not have come to this
+      log_.info(fmt::format("{} already holds just this", existing.file));
+      return existing.file;
+    }
+  }
+  const std::string temporary = temporary_name(to_file_name(options_.basename, name), nonce);
+  try {
+    write(temporary, step);
+    check_owner();
+    written_.file = to_file_name(options_.basename, name);
+    directory_->rename(temporary, written_.file);
+  } catch (...) {
+    try {
+      if (directory_->exists(temporary)) directory_->remove(temporary);
+    } catch (const FileError& error) {
+      log_.warn(error.what());
+    }
+    throw;
+  }
+  directory_->sync();
+  return written_.file;
+}
+
+/// True when the file is whole and has the content that is about to be saved.
+bool Saver::holds_same(const FoundCheckpoint& existing, std::int64_t step) {
+  try {
+    const auto file = directory_->open(existing.file);
+    const VerifiedImage stored = read_verified(*file, existing.file, image_.bytes().size());
+    if (stored.trailer.step != step || !std::ranges::equal(stored.image(), image_.bytes())) return false;
+    // One that a later owner has passed over would be passed over by a reader, too.
+    const std::lock_guard guard(mutex_);
+    for (const CheckpointRecord& record : state_.checkpoints) {
+      if (record.token > stored.trailer.token) return false;
+    }
+    written_ = {step,
+                existing.file,
+                stored.trailer.digest.hex(),
+                stored.trailer.file_bytes,
+                stored.trailer.token,
+                stored.trailer.saved_at,
+                false};
+    return true;
+  } catch (const Error&) {
+    return false;  // damaged or unreadable: it stays, and ours gets a higher suffix
+  }
+}
+
+void Saver::write(const std::string& temporary, std::int64_t step) {
+  const double saved_at = clock_.wall_seconds();
+  TrailerWriter trailer;
+  const auto file = directory_->create(temporary);
+  for (auto rest = image_.bytes(); !rest.empty();) {
+    const auto piece = rest.first(std::min(rest.size(), kPieceBytes));
+    trailer.add(piece);  // just before the piece is written, so that it is read from memory once
+    file->write(piece);
+    rest = rest.subspan(piece.size());
+  }
+  const auto end = trailer.finish(step, token_, saved_at);
+  file->write(end);
+  file->sync();
+  file->close();
+  written_ = {step, "", trailer.digest().hex(), image_.bytes().size() + end.size(), token_, saved_at, false};
+  if (!options_.verify_after_write) return;
+  const Trailer read_back = verify_file(*directory_->open(temporary), temporary);
+  if (read_back.digest != trailer.digest()) {
+    throw DataError(temporary + " does not hold what was just written to it");
+  }
+}
+
+/// A job that was stopped for so long that another took over must not publish anything more.
+void Saver::check_owner() const {
+  if (token_ == 0) return;
+  const auto holder = read_lock(*directory_);
+  if (!holder || holder->token == token_) return;
+  throw EnvironmentError(fmt::format("the directory was taken over by {}", describe(*holder)));
+}
+
+/// What follows an acknowledged save. Nothing here can make it fail: the state file is a hint, and what was
+/// not deleted is deleted next time.
+void Saver::retain(const std::string& current) {
+  try {
+    StateFile state;
+    {
+      const std::lock_guard guard(mutex_);
+      state = state_;
+    }
+    if (rescan_) {
+      const auto last_preserved = state.last_preserved;
+      state = load_state(*directory_, options_.basename, log_);
+      state.last_preserved = last_preserved;
+      rescan_ = false;
+    }
+    std::erase_if(state.checkpoints, [&](const CheckpointRecord& record) { return record.file == current; });
+    state.checkpoints.push_back(written_);
+    std::ranges::sort(state.checkpoints, {}, [&](const CheckpointRecord& record) {
+      return parse_file_name(options_.basename, record.file);
+    });
+    const RetentionPlan plan =
+        plan_retention(state, current, {options_.max_to_keep, options_.keep_checkpoint_every_n_hours});
+    {
+      const std::lock_guard guard(mutex_);
+      state_ = plan.state;
+    }
+    write_state_file(*directory_, plan.state);
+    for (const std::string& name : plan.remove) {
+      try {
+        directory_->remove(name);
+      } catch (const FileError& error) {
+        if (error.code() == ENOENT) continue;
+        log_.warn(fmt::format("{}; it is removed after the next save", error.what()));
+        rescan_ = true;
+      }
+    }
+  } catch (const std::exception& error) {
+    rescan_ = true;
+    log_.warn(
+        fmt::format("the checkpoint is safe, but what follows a save failed: {}; it is made up for after "
+                    "the next save",
+                    error.what()));
+  }
+}
+
+}  // namespace lockstep

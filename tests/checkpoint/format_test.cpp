@@ -1,0 +1,427 @@
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <hdf5.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/image.hpp>
+#include <lockstep/checkpoint/names.hpp>
+#include <lockstep/checkpoint/reader.hpp>
+#include <lockstep/checkpoint/trailer.hpp>
+
+#include "checkpoint_support.hpp"
+
+namespace lockstep {
+namespace {
+
+using test::MemoryDirectory;
+using test::SmallModel;
+
+constexpr const char* kName = "ckpt-00000042.h5";
+
+void write_plain(Directory& directory, const std::string& name, std::span<const std::byte> bytes) {
+  const auto file = directory.create(name);
+  file->write(bytes);
+  file->close();
+}
+
+/// Puts a trailer behind any image, as somebody would who knows the format.
+void write_signed(Directory& directory, const std::string& name, std::vector<std::byte> image,
+                  std::int64_t step = 42) {
+  const auto trailer = build_trailer(image, step, 1, 1.7e9);
+  image.insert(image.end(), trailer.begin(), trailer.end());
+  write_plain(directory, name, image);
+}
+
+std::vector<std::byte> image_at(SmallModel& model, std::int64_t step) {
+  model.set(step);
+  CheckpointImage image(model.state.entries());
+  image.snapshot();
+  return {image.bytes().begin(), image.bytes().end()};
+}
+
+void write_small(Directory& directory) {
+  SmallModel model;
+  write_signed(directory, kName, image_at(model, 42));
+}
+
+std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const DataError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_CASE("only the canonical name of a checkpoint is taken for one") {
+  CHECK(to_file_name("ckpt", {1200, 0}) == "ckpt-00001200.h5");
+  CHECK(to_file_name("ckpt", {1200, 2}) == "ckpt-00001200-2.h5");
+  CHECK(to_file_name("my-run", {1234567890123, 0}) == "my-run-1234567890123.h5");
+  for (const CheckpointName name : {CheckpointName{0, 0}, {7, 1}, {123456789, 0}, {99999999, 12}}) {
+    CHECK(parse_file_name("ckpt", to_file_name("ckpt", name)) == name);
+    CHECK(parse_file_name("a-1", to_file_name("a-1", name)) == name);
+  }
+  for (const char* wrong :
+       {"ckpt-1200.h5", "ckpt-000001200.h5", "ckpt-00001200.h5.damaged-1", ".ckpt-00001200.h5.tmp.0",
+        "ckpt-.h5", "ckpt-00001200-.h5", "ckpt-00001200-0.h5", "ckpt-00001200-01.h5", "ckpt-+0001200.h5",
+        "ckpt--0001200.h5", "ckpt-00001200.h5 ", "Ckpt-00001200.h5", "ckpt-99999999999999999999.h5", "ckpt",
+        "", "ckpt.h5"}) {
+    CAPTURE(wrong);
+    CHECK_FALSE(parse_file_name("ckpt", wrong));
+  }
+  CHECK(CheckpointName{5, 1} > CheckpointName{5, 0});
+  CHECK(CheckpointName{6, 0} > CheckpointName{5, 9});
+  CHECK(is_temporary_checkpoint("ckpt", temporary_name("ckpt-00000001.h5", 77)));
+  CHECK_FALSE(is_temporary_checkpoint("ckpt", ".checkpoint.json.tmp"));
+  CHECK_FALSE(is_temporary_checkpoint("ckpt", "ckpt-00000001.h5"));
+  CHECK(is_set_aside(damaged_name("ckpt-00000001.h5", 1)));
+  CHECK_FALSE(is_set_aside("ckpt-00000001.h5"));
+}
+
+TEST_CASE("names with folders, links to parents or odd letters are not plain") {
+  for (const char* wrong : {"", ".", "..", "a/b", "../a", "/a", ".hidden", "a b", "a\n", "\xc3\xa4"}) {
+    CHECK_FALSE(is_plain_name(wrong));
+  }
+  CHECK_FALSE(is_plain_name(std::string(129, 'a')));
+  CHECK(is_plain_name(std::string(128, 'a')));
+}
+
+TEST_CASE("a checkpoint gives back every name, type, shape and byte, and the digest of the state") {
+  MemoryDirectory directory;
+  SmallModel saved;
+  write_signed(directory, kName, image_at(saved, 42));
+  const CheckpointFile file(directory, kName);
+  CHECK(file.step() == 42);
+  CHECK(file.digest() == saved.digest());
+  CHECK(file.digest("/model/") == saved.state.parameters_digest());
+  CHECK(file.entries().size() == saved.state.entries().size());
+  SmallModel restored;
+  restore_into(file, restored.state.entries());
+  CHECK(restored.digest() == saved.digest());
+  CHECK(restored.state.global_step() == 42);
+}
+
+TEST_CASE("equal states give equal images, whatever was in memory before") {
+  SmallModel first;
+  SmallModel second;
+  const auto image = image_at(first, 9);
+  CHECK(image == image_at(second, 9));
+  second.set(1);
+  CheckpointImage reused(second.state.entries());
+  reused.snapshot();
+  second.set(9);
+  reused.snapshot();
+  CHECK(std::ranges::equal(image, reused.bytes()));
+}
+
+TEST_CASE("entries that cannot lie in one file are refused") {
+  float value = 1;
+  auto* data = reinterpret_cast<std::byte*>(&value);
+  CHECK_THROWS_AS(CheckpointImage({{"/a", ElementType::f32, {}, data}, {"/a/b", ElementType::f32, {}, data}}),
+                  UsageError);
+  CHECK_THROWS_AS(CheckpointImage({{"/a/b", ElementType::f32, {}, data}, {"/a", ElementType::f32, {}, data}}),
+                  UsageError);
+  CHECK_THROWS_AS(CheckpointImage({{"/a", ElementType::text, {0}, data}}), UsageError);
+}
+
+TEST_CASE("every single bit that flips is found") {
+  MemoryDirectory directory;
+  write_small(directory);
+  auto& bytes = directory.content(kName);
+  MESSAGE("bytes: ", bytes.size());
+  long silent = 0;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      bytes[i] ^= std::byte{1} << bit;
+      try {
+        verify_file(*directory.open(kName), kName);
+        ++silent;
+      } catch (const DataError&) {
+      }
+      bytes[i] ^= std::byte{1} << bit;
+    }
+  }
+  CHECK(silent == 0);
+  CHECK_NOTHROW(verify_file(*directory.open(kName), kName));
+}
+
+TEST_CASE("every truncation and every continuation is found") {
+  MemoryDirectory directory;
+  write_small(directory);
+  const auto whole = directory.content(kName);
+  long silent = 0;
+  for (std::size_t length = 0; length < whole.size(); ++length) {
+    directory.content(kName).assign(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length));
+    if (error_of([&] { verify_file(*directory.open(kName), kName); }).empty()) ++silent;
+  }
+  directory.content(kName) = whole;
+  for (int more = 0; more < 200; ++more) {
+    directory.content(kName).push_back(std::byte(more % 3));
+    if (error_of([&] { verify_file(*directory.open(kName), kName); }).empty()) ++silent;
+  }
+  CHECK(silent == 0);
+}
+
+TEST_CASE("damage is told with the name of the file and the offset of its block") {
+  MemoryDirectory directory;
+  std::vector<std::byte> image((std::size_t{3} << 20) + 100, std::byte{7});
+  write_signed(directory, kName, image);
+  directory.content(kName)[(std::size_t{2} << 20) + 5] ^= std::byte{1};
+  const std::string error = error_of([&] { verify_file(*directory.open(kName), kName); });
+  CHECK(error.find(kName) != std::string::npos);
+  CHECK(error.find("at offset 2097152") != std::string::npos);
+  // A zeroed page and one of ones, which weak checksums mix up.
+  for (const std::byte fill : {std::byte{0}, std::byte{0xff}}) {
+    directory.content(kName).assign(image.begin(), image.end());
+    const auto trailer = build_trailer(image, 42, 1, 1.7e9);
+    directory.content(kName).insert(directory.content(kName).end(), trailer.begin(), trailer.end());
+    CHECK_NOTHROW(verify_file(*directory.open(kName), kName));
+    std::fill_n(directory.content(kName).begin() + 4096, 4096, fill);
+    CHECK_FALSE(error_of([&] { verify_file(*directory.open(kName), kName); }).empty());
+  }
+}
+
+TEST_CASE("a trailer built in pieces is the one built at once") {
+  std::vector<std::byte> image(5'000'003);
+  for (std::size_t i = 0; i < image.size(); ++i) image[i] = std::byte(i * 31 % 251);
+  TrailerWriter writer;
+  std::size_t piece = 1;
+  for (std::size_t at = 0; at < image.size(); piece = piece * 3 + 1) {
+    const std::size_t count = std::min(piece, image.size() - at);
+    writer.add(std::span(image).subspan(at, count));
+    at += count;
+  }
+  CHECK(writer.finish(5, 6, 7.125) == build_trailer(image, 5, 6, 7.125));
+  MemoryDirectory directory;
+  write_signed(directory, kName, image, 5);
+  const Trailer trailer = read_trailer(*directory.open(kName), kName);
+  CHECK(trailer.step == 5);
+  CHECK(trailer.token == 1);
+  CHECK(trailer.saved_at == 1.7e9);
+  CHECK(trailer.image_bytes == image.size());
+  CHECK(trailer.file_bytes == directory.content(kName).size());
+}
+
+TEST_CASE("trailers of arbitrary bytes with a valid mark never read outside the file") {
+  SmallModel model;
+  auto bytes = image_at(model, 1);
+  const auto trailer = build_trailer(bytes, 1, 1, 0);
+  bytes.insert(bytes.end(), trailer.begin(), trailer.end());
+  constexpr std::size_t kFooter = 80;
+  MemoryDirectory directory;
+  write_plain(directory, kName, bytes);
+  std::uint64_t random = 88172645463325252ULL;
+  for (int round = 0; round < 20000; ++round) {
+    auto changed = bytes;
+    for (int i = 0; i < 8; ++i) {
+      random ^= random << 13;
+      random ^= random >> 7;
+      random ^= random << 17;
+      changed[changed.size() - kFooter + random % (kFooter - 12)] = std::byte((random >> 32) & 0xff);
+    }
+    if (changed == bytes) continue;
+    directory.content(kName) = std::move(changed);
+    CHECK_FALSE(error_of([&] { CheckpointFile(directory, kName); }).empty());
+  }
+}
+
+TEST_CASE("another model is refused with all that is missing, extra and different") {
+  MemoryDirectory directory;
+  write_small(directory);
+  const CheckpointFile file(directory, kName);
+  State other;
+  other.parameter("dense/weight", {4, 5});
+  other.parameter("second/weight", {2});
+  other.setting("seed", "8");
+  PlainAllocator allocator;
+  other.freeze(allocator);
+  const Digest before = content_digest(other.entries());
+  try {
+    restore_into(file, other.entries());
+    FAIL("restored");
+  } catch (const EnvironmentError& error) {
+    const std::string text = error.what();
+    CHECK(text.find("different '/model/dense/weight': f32 [4, 3] (the model expects f32 [4, 5])") !=
+          std::string::npos);
+    CHECK(text.find("missing '/model/second/weight'") != std::string::npos);
+    CHECK(text.find("extra '/model/dense/bias'") != std::string::npos);
+    CHECK(text.find("extra '/slots/velocity/dense/bias'") != std::string::npos);
+    CHECK(text.find("setting 'seed' was '7' (this run: '8')") != std::string::npos);
+    CHECK(text.find("setting 'model' was 'small' (this run: not set)") != std::string::npos);
+  }
+  CHECK(content_digest(other.entries()) == before);
+}
+
+TEST_CASE("another setting is refused unless its change is allowed by name") {
+  MemoryDirectory directory;
+  write_small(directory);
+  const CheckpointFile file(directory, kName);
+  SmallModel other(3, "a much longer seed");
+  CHECK_THROWS_AS(restore_into(file, other.state.entries()), EnvironmentError);
+  CHECK_THROWS_AS(restore_into(file, other.state.entries(), {"model"}), EnvironmentError);
+  CHECK_NOTHROW(restore_into(file, other.state.entries(), {"seed"}));
+  CHECK(other.state.global_step() == 42);
+  CHECK(other.state.settings().at("seed") == "a much longer seed");
+}
+
+/// An HDF5 image made with the library's own means.
+std::vector<std::byte> hostile_image(const std::function<void(hid_t file)>& fill) {
+  const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  H5Pset_fapl_core(access, 65536, 0);
+  H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18);
+  const hid_t file = H5Fcreate("hostile", H5F_ACC_TRUNC, H5P_DEFAULT, access);
+  fill(file);
+  H5Fflush(file, H5F_SCOPE_GLOBAL);
+  std::vector<std::byte> image(static_cast<std::size_t>(H5Fget_file_image(file, nullptr, 0)));
+  H5Fget_file_image(file, image.data(), image.size());
+  H5Fclose(file);
+  H5Pclose(access);
+  return image;
+}
+
+void make_dataset(hid_t file, const char* name, hid_t type, const std::vector<hsize_t>& shape,
+                  const std::function<void(hid_t properties)>& adjust = {}) {
+  const hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+  if (adjust) adjust(properties);
+  const hid_t space = H5Screate_simple(static_cast<int>(shape.size()), shape.data(), nullptr);
+  const hid_t dataset = H5Dcreate2(file, name, type, space, H5P_DEFAULT, properties, H5P_DEFAULT);
+  CHECK(dataset >= 0);
+  H5Dclose(dataset);
+  H5Sclose(space);
+  H5Pclose(properties);
+}
+
+TEST_CASE("well signed files with anything but plain tensors inside are refused") {
+  const auto early = [](hid_t properties) { H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY); };
+  const std::vector<std::pair<const char*, std::function<void(hid_t)>>> hostile = {
+      {"external link",
+       [](hid_t file) { H5Lcreate_external("/etc/passwd", "/", file, "x", H5P_DEFAULT, H5P_DEFAULT); }},
+      {"soft link", [](hid_t file) { H5Lcreate_soft("/", file, "x", H5P_DEFAULT, H5P_DEFAULT); }},
+      {"second name",
+       [&](hid_t file) {
+         make_dataset(file, "a", H5T_IEEE_F32LE, {4}, early);
+         H5Lcreate_hard(file, "a", file, "b", H5P_DEFAULT, H5P_DEFAULT);
+       }},
+      {"folder that holds itself",
+       [](hid_t file) {
+         const hid_t group = H5Gcreate2(file, "g", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+         H5Lcreate_hard(group, ".", group, "g", H5P_DEFAULT, H5P_DEFAULT);
+         H5Gclose(group);
+       }},
+      {"root inside a folder",
+       [](hid_t file) {
+         const hid_t group = H5Gcreate2(file, "g", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+         H5Lcreate_hard(file, "/", group, "g", H5P_DEFAULT, H5P_DEFAULT);
+         H5Gclose(group);
+       }},
+      {"external storage",
+       [](hid_t file) {
+         make_dataset(file, "x", H5T_STD_U8LE, {16},
+                      [](hid_t properties) { H5Pset_external(properties, "/etc/passwd", 0, 16); });
+       }},
+      {"4 TiB", [](hid_t file) { make_dataset(file, "x", H5T_IEEE_F32LE, {hsize_t{1} << 40}); }},
+      {"product that wraps",
+       [](hid_t file) {
+         make_dataset(file, "x", H5T_IEEE_F32LE, {hsize_t{1} << 20, hsize_t{1} << 20, 1 << 20});
+       }},
+      {"no values", [](hid_t file) { make_dataset(file, "x", H5T_IEEE_F32LE, {4}); }},
+      {"chunks",
+       [](hid_t file) {
+         make_dataset(file, "x", H5T_IEEE_F32LE, {16}, [](hid_t properties) {
+           const hsize_t chunk = 4;
+           H5Pset_chunk(properties, 1, &chunk);
+         });
+       }},
+      {"filter",
+       [](hid_t file) {
+         make_dataset(file, "x", H5T_IEEE_F32LE, {16}, [](hid_t properties) {
+           const hsize_t chunk = 4;
+           H5Pset_chunk(properties, 1, &chunk);
+           H5Pset_fletcher32(properties);
+         });
+       }},
+      {"compact",
+       [](hid_t file) {
+         make_dataset(file, "x", H5T_IEEE_F32LE, {4},
+                      [](hid_t properties) { H5Pset_layout(properties, H5D_COMPACT); });
+       }},
+      {"big-endian", [&](hid_t file) { make_dataset(file, "x", H5T_IEEE_F32BE, {4}, early); }},
+      {"reference", [&](hid_t file) { make_dataset(file, "x", H5T_STD_REF_OBJ, {4}, early); }},
+      {"text of any length",
+       [&](hid_t file) {
+         const hid_t type = H5Tcopy(H5T_C_S1);
+         H5Tset_size(type, H5T_VARIABLE);
+         make_dataset(file, "x", type, {1}, early);
+         H5Tclose(type);
+       }},
+      {"named type",
+       [](hid_t file) {
+         const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+         H5Tcommit2(file, "x", type, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+         H5Tclose(type);
+       }},
+      {"attribute",
+       [](hid_t file) {
+         const hid_t group = H5Gcreate2(file, "g", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+         const hid_t space = H5Screate(H5S_SCALAR);
+         H5Aclose(H5Acreate2(group, "a", H5T_IEEE_F32LE, space, H5P_DEFAULT, H5P_DEFAULT));
+         H5Sclose(space);
+         H5Gclose(group);
+       }},
+  };
+  for (const auto& [what, fill] : hostile) {
+    CAPTURE(what);
+    MemoryDirectory directory;
+    write_signed(directory, kName, hostile_image(fill));
+    const std::string error = error_of([&] { CheckpointFile(directory, kName); });
+    CHECK(error.find("is not a checkpoint that is read here") != std::string::npos);
+  }
+  MemoryDirectory directory;
+  write_signed(directory, kName,
+               hostile_image([&](hid_t file) { make_dataset(file, "x", H5T_IEEE_F32LE, {4}, early); }));
+  CHECK_NOTHROW(CheckpointFile(directory, kName));
+}
+
+TEST_CASE("a well signed image of garbage is refused without a word from HDF5") {
+  MemoryDirectory directory;
+  write_signed(directory, kName, std::vector<std::byte>(5000, std::byte{0x55}));
+  CHECK_FALSE(error_of([&] { CheckpointFile(directory, kName); }).empty());
+}
+
+TEST_CASE("a file whose trailer and content disagree on the step is refused") {
+  MemoryDirectory directory;
+  SmallModel model;
+  write_signed(directory, kName, image_at(model, 41));
+  CHECK(error_of([&] { CheckpointFile(directory, kName); }).find("step 41") != std::string::npos);
+}
+
+TEST_CASE("h5py opens a checkpoint as it is and lists its tensors by name") {
+  if (std::system("/usr/bin/python3 -c 'import h5py' >/dev/null 2>&1") != 0) {
+    MESSAGE("skipped: python3-h5py is not installed");
+    return;
+  }
+  const auto folder = std::filesystem::temp_directory_path() /
+                      ("lockstep-format-" + std::to_string(SystemIdentity().nonce()));
+  const auto directory = PosixFileSystem().create_directory(folder);
+  write_small(*directory);
+  const std::string script =
+      "import h5py,sys\n"
+      "f=h5py.File(sys.argv[1],'r')\n"
+      "assert f['/model/dense/weight'].shape==(4,3)\n"
+      "assert f['/model/dense/weight'][0,1]==43.5, f['/model/dense/weight'][0,1]\n"
+      "assert f['/slots/velocity/dense/bias'][2]==44.25\n"
+      "assert f['/session/global_step'][()]==42\n"
+      "assert f['/config/model'][()]==b'small'\n"
+      "assert f['/model/user/doubles'][4]==14.0\n";
+  const std::string command = "/usr/bin/python3 -c \"" + script + "\" " + (folder / kName).string();
+  CHECK(std::system(command.c_str()) == 0);
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace lockstep

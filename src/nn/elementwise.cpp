@@ -58,6 +58,31 @@ void column_sums(std::span<const float> rows, std::span<float> sums) noexcept {
   }
 }
 
+void transpose(std::size_t rows, std::size_t columns, std::span<const float> input,
+               std::span<float> output) noexcept {
+  constexpr std::size_t kTile = 16;  // a tile's rows are cache lines, and it fits the vector registers
+  const float* __restrict from = input.data();
+  float* __restrict to = output.data();
+  for (std::size_t i = 0; i < rows; i += kTile) {
+    for (std::size_t j = 0; j < columns; j += kTile) {
+      if (i + kTile > rows || j + kTile > columns) {
+        for (std::size_t x = i; x < std::min(i + kTile, rows); ++x) {
+          for (std::size_t y = j; y < std::min(j + kTile, columns); ++y)
+            to[y * rows + x] = from[x * columns + y];
+        }
+        continue;
+      }
+      float tile[kTile][kTile];
+      for (std::size_t x = 0; x < kTile; ++x) {
+        for (std::size_t y = 0; y < kTile; ++y) tile[y][x] = from[(i + x) * columns + j + y];
+      }
+      for (std::size_t y = 0; y < kTile; ++y) {
+        for (std::size_t x = 0; x < kTile; ++x) to[(j + y) * rows + i + x] = tile[y][x];
+      }
+    }
+  }
+}
+
 double sum_of_squares(std::span<const float> values) noexcept {
   constexpr std::size_t kLanes = 16;
   double lanes[kLanes] = {};

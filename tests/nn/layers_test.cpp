@@ -135,6 +135,21 @@ TEST_CASE("sums have the same bits wherever the values lie") {
   }
 }
 
+TEST_CASE("a transposition puts every element in its place, for shapes with and without whole tiles") {
+  for (const std::size_t rows : {1, 15, 16, 33}) {
+    for (const std::size_t columns : {1, 16, 20, 48}) {
+      const auto input = test::normal_values(rows * columns, 11);
+      std::vector<float> output(input.size());
+      transpose(rows, columns, input, output);
+      bool right = true;
+      for (std::size_t i = 0; i < input.size(); ++i) {
+        right = right && output[(i % columns) * rows + i / columns] == input[i];
+      }
+      CHECK(right);
+    }
+  }
+}
+
 TEST_CASE("softmax cross-entropy has known values, counts what is right, and scales its gradient") {
   const SoftmaxCrossEntropy loss;
   const std::vector<float> logits{0, 0, 0, 0, 1, 3};  // two samples of three classes

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cstdint>
+#include <cstddef>
 #include <span>
 
 namespace lockstep {
@@ -24,6 +24,10 @@ void relu_backward(std::span<const float> output, std::span<const float> output_
 
 /// sums[j] = rows[0][j] + rows[1][j] + ..., from the first row to the last.
 void column_sums(std::span<const float> rows, std::span<float> sums) noexcept;
+
+/// output [columns, rows] = input [rows, columns], transposed.
+void transpose(std::size_t rows, std::size_t columns, std::span<const float> input,
+               std::span<float> output) noexcept;
 
 /// Sum of squares in double: 16 lanes (element i belongs to lane i mod 16), then the lanes in a fixed tree.
 double sum_of_squares(std::span<const float> values) noexcept;

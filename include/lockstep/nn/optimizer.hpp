@@ -8,15 +8,10 @@
 #include <string_view>
 #include <vector>
 
+#include <lockstep/state/arena.hpp>
 #include <lockstep/state/state.hpp>
 
 namespace lockstep {
-
-/// Elements [first, last) of an arena.
-struct ElementRange {
-  std::size_t first = 0;
-  std::size_t last = 0;
-};
 
 /// What an update needs beside the arenas. The same on all ranks.
 struct StepScalars {

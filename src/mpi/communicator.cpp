@@ -114,11 +114,11 @@ void Communicator::barrier(std::string_view what) const {
   wait_until(what, all_done, [] { return std::string("the release of the barrier"); });
 }
 
-void Communicator::broadcast(std::span<std::byte> bytes, int root) const {
+void Communicator::broadcast(std::span<std::byte> bytes, int root, std::string_view what) const {
   while (!bytes.empty()) {
     const auto piece = bytes.first(std::min(bytes.size(), kPiece));
     Request request = transport_->broadcast(piece, root);
-    wait(request, "a broadcast");
+    wait(request, what, rank() == root ? "ranks that take part" : fmt::format("rank {}", root));
     bytes = bytes.subspan(piece.size());
   }
 }
@@ -172,7 +172,7 @@ std::string to_string_ranks(std::span<const int> ranks) {
   return text;
 }
 
-void on_chief(const Communicator& comm, const std::function<void()>& work) {
+void on_chief(const Communicator& comm, std::string_view what, const std::function<void()>& work) {
   Outcome outcome;
   std::string message;
   std::exception_ptr own;
@@ -187,7 +187,7 @@ void on_chief(const Communicator& comm, const std::function<void()>& work) {
     }
     outcome.length = static_cast<std::uint32_t>(message.size());
   }
-  comm.broadcast_values(std::span(&outcome, 1));
+  comm.broadcast(std::as_writable_bytes(std::span(&outcome, 1)), 0, what);
   if (outcome.code == 0) return;
   message.resize(outcome.length);
   comm.broadcast_values(std::span(message));

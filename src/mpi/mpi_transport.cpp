@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 
 #include <fmt/format.h>
 #include <sched.h>
@@ -41,10 +42,11 @@ class MpiSharedMemory final : public SharedMemory {
     // Each rank's region on pages of its own: touched first by its owner, so it lies in its memory.
     check_mpi(MPI_Info_set(info, "alloc_shared_noncontig", "true"), "MPI_Info_set");
     void* base = nullptr;
-    const int code = MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes), 1, info, comm, &base, &window_);
+    const int code =
+        MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes + kPage), 1, info, comm, &base, &window_);
     MPI_Info_free(&info);
     check_mpi(code, "MPI_Win_allocate_shared");
-    std::memset(base, 0, bytes);
+    std::memset(base, 0, bytes + kPage);
     check_mpi(MPI_Win_lock_all(MPI_MODE_NOCHECK, window_), "MPI_Win_lock_all");
     // Nobody may look at a region before its owner has zeroed it.
     check_mpi(MPI_Barrier(comm), "MPI_Barrier");
@@ -64,10 +66,18 @@ class MpiSharedMemory final : public SharedMemory {
     int unit = 1;
     void* base = nullptr;
     check_mpi(MPI_Win_shared_query(window_, rank, &size, &unit, &base), "MPI_Win_shared_query");
-    return {static_cast<std::byte*>(base), static_cast<std::size_t>(size)};
+    // Mappings start at pages in every process, so all of them round up by the same amount.
+    void* start = base;
+    std::size_t space = static_cast<std::size_t>(size);
+    if (std::align(kPage, space - kPage, start, space) == nullptr)
+      throw InternalError("a window lost its page");
+    return {static_cast<std::byte*>(start), static_cast<std::size_t>(size) - kPage};
   }
 
  private:
+  // MPI promises no alignment: this much more is asked for and regions start at pages.
+  static constexpr std::size_t kPage = 4096;
+
   MPI_Win window_ = MPI_WIN_NULL;
 };
 

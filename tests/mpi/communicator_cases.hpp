@@ -87,12 +87,12 @@ inline void check_shared_memory(const Communicator& world) {
 
 inline void check_errors_reach_all(const Communicator& world) {
   try {
-    on_chief(world, [] { throw DataError("the chief found nothing"); });
+    on_chief(world, "the chief", [] { throw DataError("the chief found nothing"); });
     CHECK(false);
   } catch (const DataError& error) {
     CHECK(std::string(error.what()) == "the chief found nothing");
   }
-  on_chief(world, [] {});
+  on_chief(world, "the chief", [] {});
   for (int bad = 0; bad < world.size(); ++bad) {
     std::exception_ptr failure;
     if (world.rank() == bad) failure = std::make_exception_ptr(IoError("disk on fire"));

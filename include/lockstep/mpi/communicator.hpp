@@ -51,7 +51,7 @@ class Communicator {
   /// restore").
   void barrier(std::string_view what) const;
 
-  void broadcast(std::span<std::byte> bytes, int root = 0) const;
+  void broadcast(std::span<std::byte> bytes, int root = 0, std::string_view what = "a broadcast") const;
 
   template <class T, std::size_t Extent>
   void broadcast_values(std::span<T, Extent> values, int root = 0) const {
@@ -93,8 +93,10 @@ class Communicator {
   Request all_reduce_sum(std::span<float> values) const { return transport_->all_reduce_sum(values); }
   bool test(Request& request) const { return transport_->test(request); }
 
-  /// Waits for a started operation. Local; ends when the partner has done its part.
-  void wait(Request& request, std::string_view what) const;
+  /// Waits for a started operation. Local; ends when the partner has done its part. `partner` names it in
+  /// messages.
+  void wait(Request& request, std::string_view what,
+            std::string_view partner = "a partner of the operation") const;
 
   /// Waits until `ready()` holds (a word in shared memory that other ranks write). `missing()` names who has
   /// not come, for notices and the error. Local; ends when the others have done their part.
@@ -123,7 +125,8 @@ std::string to_string_ranks(std::span<const int> ranks);
 
 /// Runs `work` on the chief alone and shares how it ended: returns on all ranks, or throws on all ranks an
 /// error of the chief's class with the chief's message. Collective: one broadcast.
-void on_chief(const Communicator& comm, const std::function<void()>& work);
+/// `what` says in messages what the others wait for ("the chief to restore").
+void on_chief(const Communicator& comm, std::string_view what, const std::function<void()>& work);
 
 /// Throws on all ranks, if any rank has a failure, that of the lowest such rank (with the rank named, unless
 /// it is the chief). `failure` is null where all is well. Collective: one gather of a small value, two when

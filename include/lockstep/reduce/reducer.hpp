@@ -9,19 +9,13 @@
 #include <lockstep/reduce/canonical_tree.hpp>
 #include <lockstep/reduce/tally.hpp>
 #include <lockstep/reduce/topology.hpp>
+#include <lockstep/state/arena.hpp>
 
 namespace lockstep {
 
 /// Floats after the gradients of each micro-batch that are summed like them: the loss and whatever else
 /// belongs to single samples.
 inline constexpr std::size_t kMicroBatchValues = 16;
-
-/// A range of elements of an arena.
-struct ElementRange {
-  std::size_t first = 0;
-  std::size_t last = 0;
-  std::size_t size() const noexcept { return last - first; }
-};
 
 enum class ReductionKind { canonical, mpi };
 

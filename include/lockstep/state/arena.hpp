@@ -9,6 +9,13 @@ namespace lockstep {
 /// Tensors and arenas start at multiples of this many floats (64 bytes: a cache line and a vector register).
 inline constexpr std::size_t kArenaAlignment = 16;
 
+/// Elements first, first + 1, ..., last - 1 of an arena.
+struct ElementRange {
+  std::size_t first = 0;
+  std::size_t last = 0;
+  std::size_t size() const noexcept { return last - first; }
+};
+
 /// One contiguous aligned buffer of floats, zero at first. Owns its storage, or shares it with whoever does.
 class Arena {
  public:

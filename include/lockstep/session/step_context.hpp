@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+
+#include <lockstep/hooks/step_values.hpp>
+#include <lockstep/reduce/reducer.hpp>
+#include <lockstep/state/state.hpp>
+
+namespace lockstep {
+
+/// Thrown by a step that has no more data. All ranks stop cleanly and drop this step. On one rank or on all.
+class EndOfInput : public std::runtime_error {
+ public:
+  EndOfInput() : std::runtime_error("end of input") {}
+  using std::runtime_error::runtime_error;
+};
+
+/// What a step gets from the session. Lives for one step; used on the session's thread.
+///
+/// A step with gradients calls `reduce` once, on every rank. Then what it returns must be what `reduce` gave
+/// back, or computed from that: the same on all ranks. A step that never calls `reduce` returns this rank's
+/// own values; they travel alone with the ballot and hooks see their mean over the ranks.
+class StepContext {
+ public:
+  virtual ~StepContext() = default;
+
+  /// The global step before this step's update: 0 in the first.
+  virtual std::int64_t number() const = 0;
+  virtual State& state() = 0;
+  virtual int rank() const = 0;
+  virtual int ranks() const = 0;
+
+  /// Sums `gradients` (as many as the state has parameter elements; see State::parameters) over the ranks and
+  /// gives back the sum; `local` is replaced by its mean over the ranks. The session must have one
+  /// micro-batch a rank (the default). Collective. The result is valid until the next step begins.
+  virtual std::span<const float> reduce(std::span<const float> gradients, StepValues& local) = 0;
+  std::span<const float> reduce(std::span<const float> gradients) {
+    StepValues none;
+    return reduce(gradients, none);
+  }
+
+  // The same in pieces, for steps that own several micro-batches or share parameters between ranks; see
+  // Reducer.
+
+  virtual MicroBatchRange micro_batches() const = 0;
+  virtual std::span<float> begin_micro_batch() = 0;  ///< Local.
+  virtual void end_micro_batch() = 0;                ///< Local.
+
+  /// Something in this rank's part of the step is NaN or infinite: tells all ranks with the ballot. Local;
+  /// before reducing.
+  virtual void say_not_finite() = 0;
+
+  /// Reduces what the micro-batches hold. Collective. Afterwards this rank's `slice` of `sum` is final. Does
+  /// not return, on any rank, when any rank failed in this step: parameters are then untouched.
+  virtual void reduce_micro_batches() = 0;
+  virtual ElementRange slice() const = 0;
+  virtual std::span<const float> sum() const = 0;
+
+  /// Returns when all ranks of the node have called it: all of `sum` is final, and so are shared parameters
+  /// of which each rank has updated its slice. Collective over the node.
+  virtual void finish() = 0;
+};
+
+}  // namespace lockstep

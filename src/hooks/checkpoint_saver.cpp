@@ -1,0 +1,109 @@
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/hooks/checkpoint_saver.hpp>
+
+namespace lockstep {
+namespace {
+
+/// The name of the first tensor with a value that is not finite, or nullopt.
+std::optional<std::string> first_not_finite(const State& state) {
+  for (const Tensor& tensor : state.parameter_tensors()) {
+    // A product with zero is zero for finite numbers and NaN for all others, and adding keeps it: no branch
+    // inside.
+    float sum = 0;
+    for (const float value : tensor.values()) sum += value * 0.0F;
+    if (!std::isfinite(sum)) return tensor.name();
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+CheckpointSaverHook::CheckpointSaverHook(Options options)
+    : options_(std::move(options)), timer_(options_.save_secs, options_.save_steps) {}
+
+void CheckpointSaverHook::attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step) {
+  saver_ = std::move(saver);
+  saved_step_ = restored_step;
+}
+
+void CheckpointSaverHook::begin(RunContext& context) {
+  context.agree_on(timer_);
+  if (context.is_chief()) {
+    for (const auto& listener : options_.listeners) listener->begin();
+  }
+}
+
+void CheckpointSaverHook::after_create_session(RunContext& context) {
+  timer_.update_last_triggered_step(context.global_step());
+  if (saved_step_ != context.global_step()) save(context);
+}
+
+void CheckpointSaverHook::before_run(RunContext& context) {
+  collect(context);
+}
+
+void CheckpointSaverHook::after_run(RunContext& context, const RunValues& values) {
+  const bool asked = values.tally().anyone_says(Says::save);
+  if (!asked && !timer_.should_trigger_for_step(values.global_step())) return;
+  timer_.update_last_triggered_step(values.global_step());
+  if (saved_step_ != values.global_step()) save(context);
+}
+
+void CheckpointSaverHook::end(RunContext& context) {
+  save_and_wait(context);
+  if (!saver_) return;
+  for (const auto& listener : options_.listeners) listener->end(context.global_step());
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void CheckpointSaverHook::save_and_wait(RunContext& context) {
+  if (saved_step_ != context.global_step() || failure_) save(context);
+  if (!saver_) return;
+  try {
+    saver_->wait();
+  } catch (const Error&) {
+    failure_ = std::current_exception();
+  }
+  collect(context);
+}
+
+void CheckpointSaverHook::save(RunContext& context) {
+  saved_step_ = context.global_step();
+  if (!saver_) return;
+  if (const auto tensor = first_not_finite(context.state())) {
+    context.log().error(
+        fmt::format("step {} is not saved: '{}' has values that are not finite; the newest checkpoint stays "
+                    "the last good one",
+                    context.global_step(), *tensor));
+    return;
+  }
+  for (const auto& listener : options_.listeners) listener->before_save(context.global_step());
+  failure_ = nullptr;
+  saver_->start(context.global_step());
+}
+
+void CheckpointSaverHook::collect(RunContext& context) {
+  if (!saver_ || saver_->busy()) return;
+  while (const auto result = saver_->take_result()) {
+    failure_ = result->error;
+    if (!result->ok()) {
+      if (options_.stop_on_failure) throw IoError(result->message);
+      continue;  // the saver has said so; the next interval tries again
+    }
+    context.summary().checkpoint_saved(result->name, result->step);
+    for (const auto& listener : options_.listeners) {
+      if (listener->after_save(result->step)) {
+        context.request_stop(
+            fmt::format("a checkpoint listener asked for it after saving step {}", result->step));
+      }
+    }
+  }
+}
+
+}  // namespace lockstep

@@ -1,0 +1,71 @@
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/hooks/logging_tensor.hpp>
+
+namespace lockstep {
+
+LoggingTensorHook::LoggingTensorHook(Options options) : options_(std::move(options)) {
+  if (options_.every_n_iter && options_.every_n_secs) {
+    throw UsageError("LoggingTensorHook takes one of every_n_iter and every_n_secs");
+  }
+  if (!options_.every_n_iter && !options_.every_n_secs && !options_.at_end) {
+    throw UsageError("LoggingTensorHook needs every_n_iter, every_n_secs or at_end");
+  }
+  if (options_.every_n_iter || options_.every_n_secs)
+    timer_.emplace(options_.every_n_secs, options_.every_n_iter);
+}
+
+std::string LoggingTensorHook::describe() const {
+  return fmt::format("logging_tensor{}{}", timer_ ? " " + timer_->describe() : "",
+                     options_.at_end ? " at end" : "");
+}
+
+void LoggingTensorHook::begin(RunContext& context) {
+  runs_ = 0;
+  if (!timer_) return;
+  timer_->reset();
+  context.agree_on(*timer_);
+}
+
+void LoggingTensorHook::after_run(RunContext& context, const RunValues& values) {
+  last_ = values.values();
+  last_step_ = values.global_step();
+  if (timer_ && timer_->should_trigger_for_step(runs_)) {
+    write(context, timer_->update_last_triggered_step(runs_));
+  }
+  ++runs_;
+}
+
+void LoggingTensorHook::end(RunContext& context) {
+  if (options_.at_end && runs_ > 0) write(context, std::nullopt);
+}
+
+void LoggingTensorHook::write(RunContext& context, std::optional<SecondOrStepTimer::Elapsed> elapsed) const {
+  if (!context.is_chief()) return;
+  StepValues shown = last_;
+  if (!options_.values.empty()) {
+    shown = StepValues();
+    for (const std::string& name : options_.values) {
+      if (name == "step") {
+        shown.set("step", static_cast<double>(last_step_));
+      } else if (const auto value = last_.find(name)) {
+        shown.set(name, *value);
+      }
+    }
+  }
+  if (options_.formatter) {
+    context.log().info(options_.formatter(shown));
+    return;
+  }
+  std::string line;
+  for (const auto& value : shown.all()) {
+    line += fmt::format("{}{} = {:.6g}", line.empty() ? "" : ", ", value.name, value.value);
+  }
+  if (elapsed) line += fmt::format(" ({:.3f} sec)", elapsed->seconds.count());
+  context.log().info(line);
+}
+
+}  // namespace lockstep

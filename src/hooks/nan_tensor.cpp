@@ -1,0 +1,35 @@
+#include <cmath>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/hooks/nan_tensor.hpp>
+
+namespace lockstep {
+
+NanTensorHook::NanTensorHook(std::string value, bool fail_on_nan_loss)
+    : value_(std::move(value)), fail_(fail_on_nan_loss) {}
+
+std::string NanTensorHook::describe() const {
+  return fmt::format("nan_tensor of {}, {}", value_, fail_ ? "fails" : "stops");
+}
+
+void NanTensorHook::after_run(RunContext& context, const RunValues& values) {
+  const auto value = values.values().find(value_);
+  const bool said = values.tally().anyone_says(Says::not_finite);
+  if (!said && (!value || std::isfinite(*value))) return;
+  const std::string problem =
+      fmt::format("{} is not finite ({}) at step {}{}", value_, value.value_or(NAN), values.global_step(),
+                  said ? fmt::format(", first on rank {}", values.tally().first_rank(Says::not_finite)) : "");
+  if (fail_) {
+    throw TrainingError(
+        problem +
+        "; lower the learning rate or look at the data of this step. The newest checkpoint is from "
+        "before");
+  }
+  context.log().warn(problem);
+  context.request_stop_all(problem);
+}
+
+}  // namespace lockstep

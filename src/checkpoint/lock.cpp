@@ -115,6 +115,7 @@ class DirectoryLock::Waiting {
       since_ = now;
       beat_.reset();
       told_ = false;
+      given_up_ = false;
     }
     if (holder && !lock_.options_.steal.empty() && holder->job == lock_.options_.steal) {
       tell(fmt::format("taking the directory from {}, as told", describe(*holder)));
@@ -149,8 +150,11 @@ class DirectoryLock::Waiting {
     }
     const std::string who = holder ? describe(*holder) : "a job whose .lock cannot be read";
     if (now - since_ >= lock_.options_.remote_limit) {
-      lock_.log_.warn(fmt::format("no sign of life of {} for {:.0f} s; taking over", who,
-                                  lock_.options_.remote_limit.count()));
+      if (!given_up_) {
+        lock_.log_.warn(fmt::format("no sign of life of {} for {:.0f} s; taking over", who,
+                                    lock_.options_.remote_limit.count()));
+      }
+      given_up_ = true;
       return true;
     }
     tell(fmt::format("the directory is in use by {}; watching its heartbeat for up to {:.0f} s", who,
@@ -176,6 +180,7 @@ class DirectoryLock::Waiting {
   std::optional<std::string> beat_;
   std::optional<Seconds> first_seen_alive_;  // over all holders: the wait as a whole is bounded
   bool told_ = false;
+  bool given_up_ = false;
 };
 
 DirectoryLock::DirectoryLock(std::shared_ptr<Directory> directory, Clock& clock, Executor& executor, Log log,
@@ -192,7 +197,10 @@ DirectoryLock::DirectoryLock(std::shared_ptr<Directory> directory, Clock& clock,
   self_.job = identity.job_id();
   self_.nonce = fmt::format("{:016x}", identity.nonce());
   acquire();
-  beat();
+  for (beat(); !held(); beat()) {  // slept for so long that another has come
+    lost_.store(false);
+    acquire();
+  }
   heartbeat_ = executor.every("heartbeat", options_.heartbeat, [this] { beat(); });
 }
 
@@ -202,7 +210,9 @@ DirectoryLock::~DirectoryLock() {
 }
 
 void DirectoryLock::acquire() {
+  // Each keeps its own time: a claim that is looked at must not make the lock look fresh.
   Waiting waiting(*this);
+  Waiting waiting_for_claim(*this);
   for (;;) {
     const auto text = read_text(*directory_, kLock);
     if (!text) {
@@ -211,7 +221,7 @@ void DirectoryLock::acquire() {
     }
     const auto previous = parse(*text);
     if (waiting.is_dead(*text, previous)) {
-      if (take_over(*text, previous, waiting)) return;
+      if (take_over(*text, previous, waiting_for_claim)) return;
     } else {
       clock_.sleep(options_.poll);
     }
@@ -232,11 +242,11 @@ bool DirectoryLock::claim_free() {
 }
 
 bool DirectoryLock::take_over(const std::string& seen, const std::optional<LockHolder>& previous,
-                              Waiting& waiting) {
+                              Waiting& waiting_for_claim) {
   const std::string claim = fmt::format("{}.next-{}", kLock, previous ? previous->token : 0);
   if (const auto other = read_text(*directory_, claim)) {
     // Somebody else is at it: alive, it is about to own the lock; dead, its claim must not block everybody.
-    if (waiting.is_dead(*other, parse(*other))) {
+    if (waiting_for_claim.is_dead(*other, parse(*other))) {
       remove_if_there(*directory_, claim);
     } else {
       clock_.sleep(options_.poll);

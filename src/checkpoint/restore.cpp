@@ -225,7 +225,7 @@ std::optional<Restored> restore_latest(const Communicator& comm, Directory* dire
   // Where arenas are shared, the chief writes into those of its neighbours: they must be done with them.
   if (options.shared_arenas) comm.barrier("all ranks to come to the restore");
   std::optional<Restored> restored;
-  on_chief(comm, [&] {
+  on_chief(comm, "the chief to restore", [&] {
     if (directory == nullptr) throw InternalError("restore_latest needs a directory on the chief");
     restored = Search(*directory, state, options).run();
   });

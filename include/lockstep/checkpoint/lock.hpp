@@ -36,7 +36,7 @@ std::string describe(const LockHolder& holder);
 std::optional<LockHolder> read_lock(Directory& directory);
 
 struct LockOptions {
-  std::string steal;         ///< job id of a holder from which the directory is taken although it may live
+  std::string steal = {};    ///< job id of a holder from which the directory is taken although it may live
   Seconds local_wait{3};     ///< how long a living holder on this host may take to go
   Seconds remote_limit{30};  ///< a holder elsewhere whose heartbeat stands still for this long is dead
   Seconds heartbeat{5};
@@ -78,7 +78,8 @@ class DirectoryLock {
 
   void acquire();
   bool claim_free();
-  bool take_over(const std::string& seen, const std::optional<LockHolder>& previous, Waiting& waiting);
+  bool take_over(const std::string& seen, const std::optional<LockHolder>& previous,
+                 Waiting& waiting_for_claim);
   bool is_ours();
   std::uint64_t next_token(const std::optional<LockHolder>& previous);
   std::string write_proposal();

@@ -27,12 +27,12 @@ struct SharedArenas {
 };
 
 struct RestoreOptions {
-  std::set<std::string> allow_change;     ///< settings that may differ
-  bool fresh = false;                     ///< set all checkpoints aside and start anew
-  std::optional<std::string> exact_file;  ///< this base name and no other; what is newer is set aside
+  std::set<std::string> allow_change = {};     ///< settings that may differ
+  bool fresh = false;                          ///< set all checkpoints aside and start anew
+  std::optional<std::string> exact_file = {};  ///< this base name and no other; what is newer is set aside
   std::string basename = std::string(kDefaultBasename);
-  std::optional<SharedArenas> shared_arenas;  ///< nullopt: every rank has arenas of its own
-  Log log;                                    ///< the chief's
+  std::optional<SharedArenas> shared_arenas = {};  ///< nullopt: every rank has arenas of its own
+  Log log = {};                                    ///< the chief's
 };
 
 /// Restores the newest checkpoint of `directory` that verifies into `state`.

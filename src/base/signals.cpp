@@ -1,4 +1,5 @@
 #include <atomic>
+#include <cstring>
 #include <utility>
 
 #include <signal.h>
@@ -23,6 +24,11 @@ extern "C" void lockstep_on_signal(int signal) {
 }
 
 }  // namespace
+
+std::string signal_name(int signal) {
+  const char* name = sigabbrev_np(signal);
+  return name == nullptr ? "signal " + std::to_string(signal) : std::string("SIG") + name;
+}
 
 ProcessSignals::ProcessSignals(std::vector<int> signals) : signals_(std::move(signals)) {
   if (installed.exchange(true)) throw InternalError("two ProcessSignals at once");

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
@@ -71,10 +72,9 @@ void Communicator::wait_slowly(std::string_view what, const std::function<bool()
   }
 }
 
-void Communicator::wait(Request& request, std::string_view what) const {
+void Communicator::wait(Request& request, std::string_view what, std::string_view partner) const {
   wait_until(
-      what, [&] { return transport_->test(request); },
-      [] { return std::string("a partner of the operation"); });
+      what, [&] { return transport_->test(request); }, [&] { return std::string(partner); });
 }
 
 void Communicator::barrier(std::string_view what) const {
@@ -157,6 +157,11 @@ Communicator Communicator::split_by_node(int at_most) const {
   const Communicator node(transport_->split_by_node(), policy_);
   if (at_most <= 0 || at_most >= node.size()) return node;
   return node.split(node.rank() / at_most, node.rank());
+}
+
+void Communicator::abort(ExitCode code, std::string_view reason) const {
+  transport_->abort(static_cast<int>(code), reason);
+  std::abort();  // never reached
 }
 
 std::string to_string_ranks(std::span<const int> ranks) {

@@ -6,8 +6,6 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <signal.h>
-
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/probe.hpp>
@@ -25,11 +23,6 @@ namespace {
 /// Thrown through a step when the tally says that some rank failed in it. Not an Error: no user code should
 /// catch it.
 struct StepAbandoned {};
-
-std::string signal_name(int signal) {
-  const char* name = sigabbrev_np(signal);
-  return name == nullptr ? fmt::format("signal {}", signal) : fmt::format("SIG{}", name);
-}
 
 template <class T>
 std::optional<T> interval(std::optional<T> value, std::string_view name) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace lockstep {
@@ -14,6 +15,9 @@ class Signals {
   /// The first signal seen since the start, or nullopt. Local; costs one load.
   virtual std::optional<int> received() const noexcept = 0;
 };
+
+/// "SIGTERM".
+std::string signal_name(int signal);
 
 class NoSignals final : public Signals {
  public:

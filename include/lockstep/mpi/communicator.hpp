@@ -107,9 +107,7 @@ class Communicator {
   }
 
   /// Ends all processes of the job. Local; does not return.
-  [[noreturn]] void abort(ExitCode code, std::string_view reason) const {
-    transport_->abort(static_cast<int>(code), reason);
-  }
+  [[noreturn]] void abort(ExitCode code, std::string_view reason) const;
 
  private:
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) const;

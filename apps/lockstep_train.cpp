@@ -1,0 +1,340 @@
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <sched.h>
+
+#include <lockstep/base/signals.hpp>
+#include <lockstep/data/image_dataset.hpp>
+#include <lockstep/hooks/nan_tensor.hpp>
+#include <lockstep/hooks/stop_at_step.hpp>
+#include <lockstep/session/monitored_training_session.hpp>
+#include <lockstep/train/evaluator.hpp>
+#include <lockstep/train/trainer.hpp>
+
+#include "program.hpp"
+#include "progress_hook.hpp"
+#include "setup.hpp"
+#include "train_options.hpp"
+#include "usage.hpp"
+
+namespace lockstep {
+namespace {
+
+/// What the program stands on; made before MPI is started.
+struct Machine {
+  std::shared_ptr<PosixFileSystem> files = std::make_shared<PosixFileSystem>();
+  std::shared_ptr<SystemClock> clock = std::make_shared<SystemClock>();
+  std::shared_ptr<ThreadExecutor> executor = std::make_shared<ThreadExecutor>();
+  Seconds started = clock->now();
+};
+
+/// The training data, being read while MPI starts.
+struct DataLoad {
+  std::unique_ptr<BackgroundLoad> train;
+  std::exception_ptr failure;
+};
+
+DataLoad start_loading(const TrainOptions& options, Machine& machine) {
+  DataLoad load;
+  try {
+    load.train = std::make_unique<BackgroundLoad>(*machine.executor, *machine.files,
+                                                  data_directory(options, *machine.files), Split::train);
+  } catch (...) {
+    load.failure = std::current_exception();
+  }
+  return load;
+}
+
+/// The training data on all ranks, or the error of any rank on all ranks. Also looks at the headers of the
+/// test data, so that it is not missed only after hours of training.
+std::shared_ptr<const Dataset> finish_loading(const Communicator& world, const TrainOptions& options,
+                                              Machine& machine, DataLoad& load) {
+  std::shared_ptr<const Dataset> dataset;
+  std::exception_ptr failure = load.failure;
+  if (!failure) {
+    try {
+      dataset = load.train->get();
+      const IdxImages test(*machine.files, data_directory(options, *machine.files), Split::test);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
+  throw_together(world, failure);
+  return dataset;
+}
+
+/// "each on 1 core", "on 1 to 2 cores": how ranks are bound. Collective.
+std::string binding(const Communicator& world) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+  const auto counts = world.all_gather(mine);
+  const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
+  if (*least == *most) return fmt::format("each may use {} core{}", *least, *least == 1 ? "" : "s");
+  return fmt::format("each may use {} to {} cores", *least, *most);
+}
+
+void warn_of_idle_ranks(const Communicator& world, const Log& log, const BatchPlan& batch) {
+  if (world.size() <= batch.micro_batches()) return;
+  std::int64_t smaller = std::max<std::int64_t>(1, batch.global_batch / world.size());
+  while (batch.global_batch % smaller != 0) --smaller;
+  log.warn(fmt::format(
+      "{} of {} ranks have nothing to do: {} micro-batches of {} keep {} ranks busy; start {} ranks{}",
+      world.size() - batch.micro_batches(), world.size(), batch.micro_batches(), batch.micro_batch,
+      batch.micro_batches(), batch.micro_batches(),
+      batch.global_batch >= world.size()
+          ? fmt::format(", or use --micro_batch {} (another micro_batch gives other bits)", smaller)
+          : std::string()));
+}
+
+/// Settings that a resumed run must share with its checkpoint.
+void declare_settings(State& state, const TrainOptions& options, const BatchPlan& batch,
+                      const Sequential& model, const Optimizer& optimizer, const Kernels& kernels,
+                      const Dataset& dataset) {
+  state.setting("model", options.model);
+  state.setting("hidden", hidden_text(options.hidden));
+  state.setting("layers", model.describe());
+  state.setting("optimizer", optimizer.describe());
+  state.setting("learning_rate", fmt::format("{}", static_cast<float>(options.learning_rate)));
+  state.setting("schedule", options.warmup_steps == 0
+                                ? std::string("constant")
+                                : fmt::format("constant after {} warm-up steps", options.warmup_steps));
+  state.setting("seed", std::to_string(options.seed));
+  state.setting("global_batch", std::to_string(batch.global_batch));
+  state.setting("micro_batch", std::to_string(batch.micro_batch));
+  state.setting("precision", "f32");
+  state.setting("kernels", kernels.description());
+  state.setting("data_digest", dataset.digest().hex());
+  state.setting("data_samples", std::to_string(dataset.size()));
+  state.setting("classes", std::to_string(dataset.classes()));
+}
+
+MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options, const Machine& machine,
+                                                     const BatchPlan& batch, std::int64_t last_step,
+                                                     const Log& log) {
+  MonitoredTrainingSessionOptions session;
+  session.checkpoint_dir = options.checkpoint_dir;
+  session.scaffold.saver.max_to_keep = options.max_to_keep;
+  session.scaffold.saver.keep_checkpoint_every_n_hours = options.keep_checkpoint_every_n_hours;
+  session.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, last_step),
+                   std::make_shared<NanTensorHook>()};
+  session.save_checkpoint_secs = options.save_checkpoint_secs;
+  session.save_checkpoint_steps = options.save_checkpoint_steps;
+  session.save_summaries_steps = options.save_summaries_steps;
+  session.save_summaries_secs = options.save_summaries_secs;
+  session.log_step_count_steps = options.log_step_count_steps;
+  session.stop_grace_period_secs = options.stop_grace_period_secs;
+  session.max_wait_secs = options.max_wait_secs;
+  session.summary_dir = options.summary_dir;
+  SessionConfig& config = session.config;
+  config.reduction = options.reduction == "mpi" ? ReductionKind::mpi : ReductionKind::canonical;
+  config.micro_batches = batch.micro_batches();
+  config.share_parameters = true;
+  config.ranks_per_node = options.ranks_per_node;
+  config.max_run_secs = options.max_run_secs;
+  config.stop_on_save_failure = options.on_save_failure == "stop";
+  config.fresh = options.fresh;
+  config.restore_from = options.restore_from;
+  config.allow_change = options.allow_change;
+  config.steal = options.steal;
+  config.identity = fmt::format("version = {}\nlast_step = {}", version_text(), last_step);
+  config.files = machine.files;
+  config.clock = machine.clock;
+  config.executor = machine.executor;
+  config.signals = std::make_shared<ProcessSignals>(ProcessSignals::stop_signals());
+  config.log = log;
+  return session;
+}
+
+struct Timing {
+  double first_step_seconds = 0;
+  double samples_per_second = 0;
+};
+
+nlohmann::json make_report(const MonitoredTrainingSession& session, const Communicator& world,
+                           const State& state, const BatchPlan& batch, const Kernels& kernels,
+                           std::optional<double> loss, const std::optional<Evaluation>& evaluation,
+                           const Timing& timing, double seconds) {
+  const auto or_null = [](const auto& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
+  };
+  return {{"global_step", session.global_step()},
+          {"ranks", world.size()},
+          {"nodes", session.topology().nodes},
+          {"global_batch", batch.global_batch},
+          {"micro_batch", batch.micro_batch},
+          {"loss", or_null(loss)},
+          {"test_accuracy", evaluation ? nlohmann::json(evaluation->accuracy) : nlohmann::json(nullptr)},
+          {"test_loss", evaluation ? nlohmann::json(evaluation->loss) : nlohmann::json(nullptr)},
+          {"parameters", state.parameter_count()},
+          {"parameters_digest", state.parameters_digest().hex()},
+          {"samples_per_second", timing.samples_per_second},
+          {"seconds", seconds},
+          {"first_step_seconds", timing.first_step_seconds},
+          {"restored_from", session.restored_from().empty() ? nlohmann::json(nullptr)
+                                                            : nlohmann::json(session.restored_from())},
+          {"stop_reason", session.stop_reason()},
+          {"reduction", session.reducer().name()},
+          {"kernels", kernels.description()},
+          {"gradient_arenas", session.reducer().gradient_arenas()},
+          {"version", version_text()}};
+}
+
+void write_report(const std::string& path, const nlohmann::json& report, Machine& machine) {
+  const std::filesystem::path file(path);
+  const std::string text = report.dump(2) + "\n";
+  const auto directory = machine.files->create_directory(file.has_parent_path() ? file.parent_path()
+                                                                                : std::filesystem::path("."));
+  replace_file(*directory, file.filename().string(), std::as_bytes(std::span(text)));
+}
+
+ExitCode train(const Communicator& world, const TrainOptions& options, Machine& machine, DataLoad& load) {
+  Log log;
+  on_chief(world, "the chief to open its log", [&] { log = Log::standard("", options.log_file); });
+  const Communicator comm = world.with_policy({.clock = machine.clock,
+                                               .log = Log::standard(""),
+                                               .notice = Seconds{5},
+                                               .limit = Seconds{options.hang_limit_secs}});
+
+  const BatchPlan batch = batch_plan(options.global_batch, options.micro_batch);
+  const auto kernels = make_kernels(kernel_choice(options.kernels));
+  const auto optimizer = make_optimizer(options);
+  const auto schedule = make_schedule(options);
+  const auto dataset = finish_loading(comm, options, machine, load);
+  Sequential model = make_model(options.model, options.hidden, dataset->sample_shape(), dataset->classes());
+  State state;
+  model.declare(state);
+  optimizer->declare(state);
+  declare_settings(state, options, batch, model, *optimizer, *kernels, *dataset);
+  const std::int64_t last_step =
+      options.last_step
+          ? *options.last_step
+          : Sampler(options.seed, dataset->size(), batch.global_batch).steps_for_epochs(*options.epochs);
+
+  const std::string bound = binding(comm);
+  log.info(fmt::format("{}, {}, {} ranks, {}, 1 thread a rank", version_text(), Environment::library(),
+                       comm.size(), bound));
+  log.info(fmt::format("data: {} samples of {} in {} classes", dataset->size(),
+                       to_string(dataset->sample_shape()), dataset->classes()));
+  log.info(fmt::format("model: {}, {} parameters, {:.3g} Mflop a sample", options.model,
+                       state.parameter_count(), static_cast<double>(model.flops_per_sample()) * 1e-6));
+  log.info(fmt::format("steps: {} of {} samples in {} micro-batches of {}, {}, learning rate {}", last_step,
+                       batch.global_batch, batch.micro_batches(), batch.micro_batch, optimizer->describe(),
+                       schedule->describe()));
+  log.info(fmt::format("kernels: {}", kernels->description()));
+  warn_of_idle_ranks(comm, log, batch);
+  if (options.reduction == "mpi") {
+    log.info("--reduction mpi: the bits depend on the number of ranks and where they run");
+  }
+  if (options.dry_run) {
+    log.info("dry run: everything checked, nothing written");
+    return ExitCode::done;
+  }
+
+  MonitoredTrainingSessionOptions session_options =
+      make_session_options(options, machine, batch, last_step, log);
+  session_options.scaffold.init_fn = [&](State& fresh) { model.initialize(fresh, options.seed); };
+  if (comm.is_chief()) {
+    session_options.chief_only_hooks = {std::make_shared<ProgressHook>(last_step, batch.global_batch)};
+  }
+  MonitoredTrainingSession session(comm, state, std::move(session_options));
+
+  std::optional<double> loss;
+  Timing timing;
+  Seconds after_first{0};
+  const std::int64_t first_step = session.global_step();
+  if (!session.should_stop()) {
+    Trainer trainer({.model = model,
+                     .optimizer = *optimizer,
+                     .schedule = *schedule,
+                     .kernels = *kernels,
+                     .dataset = dataset,
+                     .batch = batch,
+                     .seed = options.seed,
+                     .state = state,
+                     .executor = *machine.executor,
+                     .prefetch = options.prefetch},
+                    session.reducer().micro_batches());
+    const MonitoredTrainingSession::Step step = [&](StepContext& context) {
+      const StepValues values = trainer.step(context);
+      loss = values.find("loss");
+      return values;
+    };
+    while (!session.should_stop()) {
+      session.run(step);
+      if (session.global_step() == first_step + 1) {
+        after_first = machine.clock->now();
+        timing.first_step_seconds = (after_first - machine.started).count();
+      }
+    }
+  } else {
+    log.info(fmt::format("the run is complete: step {} of {} is done", session.global_step(), last_step));
+  }
+  const std::int64_t counted = session.global_step() - first_step - 1;
+  if (counted > 0) {
+    timing.samples_per_second = static_cast<double>(counted * batch.global_batch) /
+                                std::max((machine.clock->now() - after_first).count(), 1e-9);
+  }
+  session.close();
+
+  std::optional<Evaluation> evaluation;
+  if (!session.stopped_early()) {
+    std::shared_ptr<const Dataset> test;
+    std::exception_ptr failure;
+    try {
+      test = load_idx_dataset(*machine.files, data_directory(options, *machine.files), Split::test,
+                              dataset->classes());
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    throw_together(comm, failure);
+    evaluation = evaluate(comm, model, *kernels, *test, batch.micro_batch);
+    log.info(fmt::format("test accuracy {:.4f}, loss {:.4f} over {} samples", evaluation->accuracy,
+                         evaluation->loss, evaluation->samples));
+  }
+  if (timing.samples_per_second > 0) log.info(fmt::format("{:.0f} samples/s", timing.samples_per_second));
+  on_chief(comm, "the chief to write its report", [&] {
+    const double seconds = (machine.clock->now() - machine.started).count();
+    log.info(fmt::format("parameters {}", state.parameters_digest().hex()));
+    if (options.report.empty()) return;
+    write_report(options.report,
+                 make_report(session, comm, state, batch, *kernels, loss, evaluation, timing, seconds),
+                 machine);
+  });
+  if (session.stopped_early()) log.info("stopped early: launch again with the same checkpoint_dir to go on");
+  return session.stopped_early() ? ExitCode::try_again : ExitCode::done;
+}
+
+}  // namespace
+}  // namespace lockstep
+
+int main(int argc, char** argv) {
+  using namespace lockstep;
+  Machine machine;
+  ParsedTrainOptions parsed;
+  std::exception_ptr misuse;
+  DataLoad load;
+  try {
+    parsed = parse_train_options(argc, argv);
+    if (parsed.print.empty()) load = start_loading(parsed.options, machine);
+  } catch (...) {
+    misuse = std::current_exception();  // told once MPI says which rank this is
+  }
+  const Environment environment(&argc, &argv);
+  const Communicator world = environment.world();
+  return run_program(world, [&] {
+    if (misuse) std::rethrow_exception(misuse);
+    if (!parsed.print.empty()) {
+      if (world.is_chief()) std::fputs(parsed.print.c_str(), stdout);
+      return ExitCode::done;
+    }
+    return train(world, parsed.options, machine, load);
+  });
+}

@@ -1,0 +1,255 @@
+#include "train_options.hpp"
+
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <string_view>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <lockstep/base/error.hpp>
+
+#include "usage.hpp"
+
+namespace lockstep {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
+
+/// Options of the design that this version does not have: refused by name, not accepted and ignored.
+const std::vector<std::string_view> kNotYet = {"weight_decay", "clip_norm", "bucket_bytes", "keep_best",
+                                               "key_file"};
+
+void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,
+                const std::vector<std::string_view>& not_yet = {}) {
+  for (const auto& k : known) {
+    if (word == k) return;
+  }
+  for (const auto& k : not_yet) {
+    if (word == k) {
+      throw UsageError(fmt::format("--{} {} is not in this version ({}); use {}", option, word,
+                                   version_text(), fmt::join(known, ", ")));
+    }
+  }
+  throw UsageError(fmt::format("--{} '{}' is unknown; use {}", option, word, fmt::join(known, ", ")));
+}
+
+template <class T>
+void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
+  if (value >= least && value <= most) return;
+  const bool open = most == std::numeric_limits<T>::max();
+  throw UsageError(
+      fmt::format("--{} {} is out of range; give {}", option, value,
+                  open ? fmt::format("at least {}", least) : fmt::format("{} to {}", least, most)));
+}
+
+std::vector<std::int64_t> parse_hidden(const std::string& text) {
+  std::vector<std::int64_t> widths;
+  if (text.empty() || text == "none") return widths;
+  std::istringstream parts(text);
+  std::string part;
+  while (std::getline(parts, part, ',')) {
+    std::size_t used = 0;
+    std::int64_t width = 0;
+    try {
+      width = std::stoll(part, &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used == 0 || used != part.size() || width < 1 || width > 1'000'000) {
+      throw UsageError(
+          fmt::format("--hidden '{}' is no list of layer widths; write for example 512,512", text));
+    }
+    widths.push_back(width);
+  }
+  return widths;
+}
+
+void check(const TrainOptions& o) {
+  check_word("dataset", o.dataset, {"fashion-mnist", "idx"}, {"cifar10", "hdf5", "text"});
+  check_word("model", o.model, {"mlp"}, {"lenet", "resnet", "unet", "gpt"});
+  check_word("optimizer", o.optimizer, {"sgd", "momentum", "adam"},
+             {"nesterov", "adamw", "rmsprop", "adagrad", "lars", "lamb"});
+  check_word("reduction", o.reduction, {"canonical", "mpi"});
+  check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
+  check_word("on_save_failure", o.on_save_failure, {"continue", "stop"});
+  if (o.dataset == "idx" && o.data_dir.empty()) {
+    throw UsageError("--dataset idx needs --data_dir, the directory of the four IDX files");
+  }
+  if (!(o.learning_rate >= 0) || !std::isfinite(o.learning_rate)) {
+    throw UsageError(
+        fmt::format("--learning_rate {} is out of range; give a number of at least 0", o.learning_rate));
+  }
+  if (!(o.momentum >= 0 && o.momentum < 1)) {
+    throw UsageError(
+        fmt::format("--momentum {} is out of range; give a number from 0 to below 1", o.momentum));
+  }
+  check_range<std::int64_t>("warmup_steps", o.warmup_steps, 0);
+  check_range<std::int64_t>("global_batch", o.global_batch, 1, 1 << 30);
+  check_range<std::int64_t>("micro_batch", o.micro_batch, 0, 1 << 30);
+  if (o.last_step && o.epochs) throw UsageError("--last_step and --epochs are both given; give one of them");
+  if (!o.last_step && !o.epochs) throw UsageError("say how long to train: give --last_step N or --epochs E");
+  if (o.last_step) check_range<std::int64_t>("last_step", *o.last_step, 0);
+  if (o.epochs) check_range<std::int64_t>("epochs", *o.epochs, 0, 1 << 30);
+  const auto interval = [](std::string_view name, double value) {
+    if (!(value >= 0) || !std::isfinite(value)) {
+      throw UsageError(
+          fmt::format("--{} {} is out of range; give seconds above 0, or 0 for off", name, value));
+    }
+  };
+  interval("save_checkpoint_secs", o.save_checkpoint_secs);
+  interval("save_summaries_secs", o.save_summaries_secs);
+  interval("hang_limit_secs", o.hang_limit_secs);
+  interval("max_wait_secs", o.max_wait_secs);
+  interval("max_run_secs", o.max_run_secs);
+  interval("stop_grace_period_secs", o.stop_grace_period_secs);
+  interval("keep_checkpoint_every_n_hours", o.keep_checkpoint_every_n_hours);
+  check_range<std::int64_t>("save_checkpoint_steps", o.save_checkpoint_steps, 0, kHuge);
+  check_range<std::int64_t>("save_summaries_steps", o.save_summaries_steps, 0, kHuge);
+  check_range<std::int64_t>("log_step_count_steps", o.log_step_count_steps, 0, kHuge);
+  check_range<std::int64_t>("max_to_keep", o.max_to_keep, 0);
+  check_range<std::int64_t>("prefetch", o.prefetch, 0, 64);
+  check_range<std::int64_t>("ranks_per_node", o.ranks_per_node, 0);
+  if (o.fresh && !o.restore_from.empty()) {
+    throw UsageError("--fresh and --restore_from are both given; a fresh run restores nothing");
+  }
+  if (o.checkpoint_dir.empty() && (o.fresh || !o.restore_from.empty())) {
+    throw UsageError("--fresh and --restore_from speak of checkpoints; give --checkpoint_dir too");
+  }
+}
+
+}  // namespace
+
+ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
+  ParsedTrainOptions parsed;
+  TrainOptions& o = parsed.options;
+  std::string hidden = "512,512";
+  std::string schedule = "constant";
+  std::string gradient_dtype = "f32";
+  std::string precision = "f32";
+  int shard_optimizer = 0;
+  int threads = 1;
+  std::vector<std::string> allow_change;
+  std::int64_t last_step = 0;
+  std::int64_t epochs = 0;
+
+  po::options_description what("What to train");
+  what.add_options()("dataset", po::value(&o.dataset)->default_value(o.dataset),
+                     "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
+      "data_dir", po::value(&o.data_dir), "where the data set lies")(
+      "model", po::value(&o.model)->default_value(o.model), "mlp")(
+      "hidden", po::value(&hidden)->default_value(hidden),
+      "mlp: widths of the hidden layers; none for no hidden layer")(
+      "optimizer", po::value(&o.optimizer)->default_value(o.optimizer), "sgd, momentum or adam")(
+      "learning_rate", po::value(&o.learning_rate)->default_value(o.learning_rate, "0.1"), "step size")(
+      "momentum", po::value(&o.momentum)->default_value(o.momentum, "0.9"), "of the momentum optimizer")(
+      "schedule", po::value(&schedule)->default_value(schedule), "constant")(
+      "warmup_steps", po::value(&o.warmup_steps)->default_value(0),
+      "let the learning rate grow over so many steps")(
+      "global_batch", po::value(&o.global_batch)->default_value(o.global_batch),
+      "samples a step, over all ranks")("micro_batch", po::value(&o.micro_batch)->default_value(0),
+                                        "samples computed at once; divides global_batch. Decides the bits "
+                                        "and how many ranks are of use. 0: the largest divisor up to 32")(
+      "seed", po::value(&o.seed)->default_value(o.seed), "of initial values and shuffling")(
+      "last_step", po::value(&last_step), "train until the global step is N")(
+      "epochs", po::value(&epochs), "or until every sample was seen E times");
+  po::options_description keep(
+      "Checkpoints and summaries (intervals of 0 are off; with both, whichever comes first)");
+  keep.add_options()("checkpoint_dir", po::value(&o.checkpoint_dir),
+                     "save here, and go on from the newest checkpoint found here")(
+      "save_checkpoint_secs", po::value(&o.save_checkpoint_secs)->default_value(o.save_checkpoint_secs), "")(
+      "save_checkpoint_steps", po::value(&o.save_checkpoint_steps)->default_value(0), "")(
+      "max_to_keep", po::value(&o.max_to_keep)->default_value(o.max_to_keep), "checkpoints; 0: all")(
+      "keep_checkpoint_every_n_hours", po::value(&o.keep_checkpoint_every_n_hours)->default_value(0),
+      "beside these")("restore_from", po::value(&o.restore_from),
+                      "go on from this checkpoint of the directory, not the newest")(
+      "fresh", po::bool_switch(&o.fresh), "set the directory's checkpoints aside and begin anew")(
+      "allow_change", po::value(&allow_change),
+      "a setting that may differ from the checkpoint's (learning_rate, schedule); may be repeated")(
+      "steal", po::value(&o.steal), "take the directory from the living job with this id")(
+      "on_save_failure", po::value(&o.on_save_failure)->default_value(o.on_save_failure), "continue or stop")(
+      "summary_dir", po::value(&o.summary_dir), "event files for TensorBoard; default: checkpoint_dir")(
+      "save_summaries_steps", po::value(&o.save_summaries_steps)->default_value(o.save_summaries_steps), "")(
+      "save_summaries_secs", po::value(&o.save_summaries_secs)->default_value(0), "")(
+      "log_step_count_steps", po::value(&o.log_step_count_steps)->default_value(o.log_step_count_steps), "");
+  po::options_description how("How to run");
+  how.add_options()(
+      "reduction", po::value(&o.reduction)->default_value(o.reduction),
+      "canonical: same bits on any number of ranks; mpi: MPI_Iallreduce, same bits only on the same layout")(
+      "kernels", po::value(&o.kernels)->default_value(o.kernels), "matrix library: auto, onednn or eigen")(
+      "precision", po::value(&precision)->default_value(precision), "f32")(
+      "gradient_dtype", po::value(&gradient_dtype)->default_value(gradient_dtype), "f32")(
+      "shard_optimizer", po::value(&shard_optimizer)->default_value(0), "0")(
+      "threads", po::value(&threads)->default_value(1), "of a rank: 1")(
+      "prefetch", po::value(&o.prefetch)->default_value(o.prefetch),
+      "batches made ahead on a thread; 0: made when needed")(
+      "hang_limit_secs", po::value(&o.hang_limit_secs)->default_value(o.hang_limit_secs),
+      "end the job when a rank is missing for so long; 0: never")(
+      "max_wait_secs", po::value(&o.max_wait_secs)->default_value(o.max_wait_secs),
+      "how long ranks wait for the chief to restore")(
+      "max_run_secs", po::value(&o.max_run_secs)->default_value(0),
+      "save and stop (exit code 75) when the run is this old; 0: off")(
+      "stop_grace_period_secs", po::value(&o.stop_grace_period_secs)->default_value(o.stop_grace_period_secs),
+      "for threads of hooks to end")("report", po::value(&o.report), "write results here as JSON")(
+      "log_file", po::value(&o.log_file), "the chief's messages, dated, beside the terminal")(
+      "dry_run", po::bool_switch(&o.dry_run), "check everything and say what would be done; write nothing")(
+      "config", po::value<std::string>(),
+      "file of `name = value` lines with any of these; the command line wins")("help", "this text")(
+      "version", "name and version");
+  po::options_description hidden_options;
+  hidden_options.add_options()("ranks_per_node", po::value(&o.ranks_per_node)->default_value(0),
+                               "pretend that nodes are that small (tests)");
+  po::options_description not_yet;
+  for (const auto& name : kNotYet)
+    not_yet.add_options()(std::string(name).c_str(), po::value<std::string>(), "");
+
+  po::options_description shown;
+  shown.add(what).add(keep).add(how);
+  po::options_description all;
+  all.add(shown).add(hidden_options).add(not_yet);
+  const auto values = parse_options(argc, argv, all);
+  if (values.count("help") != 0) {
+    std::ostringstream text;
+    text << "Trains a network on the ranks of an MPI job; the same bits on any number of them.\n\n"
+            "  mpirun -n 2 lockstep-train --config apps/fashion_mnist.cfg\n"
+            "  mpirun -n 4 lockstep-train --dataset fashion-mnist --hidden 256,128 --epochs 5 "
+            "--checkpoint_dir runs/a\n\n"
+            "Launch it again with the same checkpoint_dir, on any number of ranks, to go on where it "
+            "stopped.\n\n"
+         << shown
+         << "\nExit codes: 0 done, 64 usage, 65 missing or damaged data or checkpoint, 70 an error inside,\n"
+            "74 input/output, 75 stopped early with a good save (launch again), 78 the environment or the\n"
+            "ranks disagree (directory in use, other model).\n";
+    parsed.print = text.str();
+    return parsed;
+  }
+  if (values.count("version") != 0) {
+    parsed.print = version_text() + "\n";
+    return parsed;
+  }
+  for (const auto& name : kNotYet) {
+    if (values.count(std::string(name)) != 0) {
+      throw UsageError(fmt::format("--{} is not in this version ({}); leave it out", name, version_text()));
+    }
+  }
+  o.hidden = parse_hidden(hidden);
+  if (values.count("last_step") != 0) o.last_step = last_step;
+  if (values.count("epochs") != 0) o.epochs = epochs;
+  o.allow_change.insert(allow_change.begin(), allow_change.end());
+  check_word("schedule", schedule, {"constant"},
+             {"step", "cosine", "polynomial", "exponential", "one-cycle"});
+  check_word("precision", precision, {"f32"}, {"bf16"});
+  check_word("gradient_dtype", gradient_dtype, {"f32"}, {"bf16"});
+  check_word("shard_optimizer", std::to_string(shard_optimizer), {"0"}, {"1"});
+  if (threads != 1) {
+    throw UsageError(fmt::format("--threads {} is not in this version ({}); start more ranks instead",
+                                 threads, version_text()));
+  }
+  check(o);
+  return parsed;
+}
+
+}  // namespace lockstep

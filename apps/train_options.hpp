@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace lockstep {
+
+/// What the command line and the configuration file of lockstep-train say.
+struct TrainOptions {
+  std::string dataset = "fashion-mnist";
+  std::string data_dir;
+  std::string model = "mlp";
+  std::vector<std::int64_t> hidden = {512, 512};
+  std::string optimizer = "momentum";
+  double learning_rate = 0.1;
+  double momentum = 0.9;
+  std::int64_t warmup_steps = 0;
+  std::int64_t global_batch = 128;
+  std::int64_t micro_batch = 0;
+  std::uint64_t seed = 1;
+  std::optional<std::int64_t> last_step;
+  std::optional<std::int64_t> epochs;
+
+  std::string checkpoint_dir;
+  double save_checkpoint_secs = 600;
+  std::int64_t save_checkpoint_steps = 0;
+  int max_to_keep = 5;
+  double keep_checkpoint_every_n_hours = 0;
+  std::string summary_dir;
+  std::int64_t save_summaries_steps = 100;
+  double save_summaries_secs = 0;
+  std::int64_t log_step_count_steps = 100;
+  std::string restore_from;
+  bool fresh = false;
+  std::string steal;
+  std::set<std::string> allow_change;
+  std::string on_save_failure = "continue";
+
+  std::string reduction = "canonical";
+  std::string kernels = "auto";
+  int prefetch = 0;
+  double hang_limit_secs = 600;
+  double max_wait_secs = 7200;
+  double max_run_secs = 0;
+  double stop_grace_period_secs = 120;
+  int ranks_per_node = 0;
+  std::string report;
+  std::string log_file;
+  bool dry_run = false;
+};
+
+/// Either options, or a text to print instead of running (help, version).
+struct ParsedTrainOptions {
+  TrainOptions options;
+  std::string print;
+};
+
+/// Throws UsageError with what is wrong and what to write instead.
+ParsedTrainOptions parse_train_options(int argc, const char* const* argv);
+
+}  // namespace lockstep

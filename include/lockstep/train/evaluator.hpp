@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+
+#include <lockstep/data/dataset.hpp>
+#include <lockstep/mpi/communicator.hpp>
+#include <lockstep/nn/kernels.hpp>
+#include <lockstep/nn/sequential.hpp>
+
+namespace lockstep {
+
+struct Evaluation {
+  double loss = 0;      ///< mean over the samples
+  double accuracy = 0;  ///< share of the samples that the model gets right
+  std::int64_t samples = 0;
+};
+
+/// Runs the model over a whole dataset. The ranks share the work; the result has the same bits on any number
+/// of ranks, because the dataset is cut into the same pieces of `micro_batch` samples everywhere. Collective
+/// over `comm`: a broadcast of each rank and two gathers.
+Evaluation evaluate(const Communicator& comm, const Sequential& model, const Kernels& kernels,
+                    const Dataset& dataset, std::int64_t micro_batch);
+
+}  // namespace lockstep

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <lockstep/base/executor.hpp>
+#include <lockstep/data/dataset.hpp>
+#include <lockstep/data/prefetch.hpp>
+#include <lockstep/nn/kernels.hpp>
+#include <lockstep/nn/optimizer.hpp>
+#include <lockstep/nn/schedule.hpp>
+#include <lockstep/nn/sequential.hpp>
+#include <lockstep/session/step_context.hpp>
+
+namespace lockstep {
+
+/// How the samples of a step are cut up.
+struct BatchPlan {
+  std::int64_t global_batch = 0;  ///< samples a step, over all ranks
+  std::int64_t micro_batch = 0;   ///< samples whose gradient is computed at once
+  std::int64_t micro_batches() const noexcept { return global_batch / micro_batch; }
+};
+
+/// Checks a plan, and fills in a micro_batch of 0: the largest divisor of global_batch that is at most 32,
+/// whatever the ranks. Throws UsageError naming the nearest values that fit. Local.
+BatchPlan batch_plan(std::int64_t global_batch, std::int64_t micro_batch);
+
+/// One training step: the gradients of this rank's micro-batches, their canonical sum over all ranks, and the
+/// update of this rank's slice of the parameters. Joins model, data and optimizer with a session:
+///
+///     Trainer trainer({.model = model, ...});
+///     session.train([&](StepContext& step) { return trainer.step(step); });
+///
+/// One a rank; the same arguments on all ranks. What it holds by reference must outlive it.
+class Trainer {
+ public:
+  struct Parts {
+    const Sequential& model;
+    const Optimizer& optimizer;
+    const Schedule& schedule;
+    const Kernels& kernels;
+    std::shared_ptr<const Dataset> dataset;
+    BatchPlan batch;
+    std::uint64_t seed = 0;
+    State& state;
+    Executor& executor;
+    int prefetch = 1;  ///< batches made ahead on a thread; 0: made when needed
+  };
+
+  /// `owned` is Reducer::micro_batches() of the session's reducer. Local.
+  Trainer(Parts parts, MicroBatchRange owned);
+
+  /// Collective. Returns `loss`, the mean over the global batch before the update, and `learning_rate`, the
+  /// same on all ranks. A loss that is not finite is said to all ranks with the ballot; the update is made
+  /// all the same.
+  StepValues step(StepContext& context);
+
+ private:
+  Parts parts_;
+  MicroBatchRange owned_;
+  Workspace workspace_;
+  Prefetcher batches_;
+  std::vector<std::span<float>> slots_;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,94 @@
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/train/trainer.hpp>
+
+namespace lockstep {
+namespace {
+
+constexpr std::int64_t kDefaultMicroBatch = 32;
+
+/// The divisors of `n` next below and above `value`.
+std::string nearest_divisors(std::int64_t n, std::int64_t value) {
+  std::int64_t below = 1;
+  std::int64_t above = n;
+  for (std::int64_t d = 1; d <= n; ++d) {
+    if (n % d != 0) continue;
+    if (d <= value) below = d;
+    if (d >= value) {
+      above = d;
+      break;
+    }
+  }
+  return below == above ? std::to_string(below) : fmt::format("{} or {}", below, above);
+}
+
+std::vector<SampleRange> sample_ranges(const BatchPlan& batch, MicroBatchRange owned) {
+  if (owned.size() == 0) return {};
+  return {{owned.first * batch.micro_batch, owned.size() * batch.micro_batch}};
+}
+
+}  // namespace
+
+BatchPlan batch_plan(std::int64_t global_batch, std::int64_t micro_batch) {
+  if (global_batch < 1) throw UsageError(fmt::format("global_batch is {}; give at least 1", global_batch));
+  if (micro_batch < 0) throw UsageError(fmt::format("micro_batch is {}; give at least 1", micro_batch));
+  if (micro_batch == 0) {
+    micro_batch = std::min(kDefaultMicroBatch, global_batch);
+    while (global_batch % micro_batch != 0) --micro_batch;
+  }
+  if (global_batch % micro_batch != 0) {
+    throw UsageError(
+        fmt::format("global_batch {} is not a multiple of micro_batch {}, so it cannot be cut into equal "
+                    "micro-batches; choose "
+                    "micro_batch {}",
+                    global_batch, micro_batch, nearest_divisors(global_batch, micro_batch)));
+  }
+  return {global_batch, micro_batch};
+}
+
+Trainer::Trainer(Parts parts, MicroBatchRange owned)
+    : parts_(std::move(parts)),
+      owned_(owned),
+      workspace_(parts_.model.workspace(parts_.kernels, parts_.batch.micro_batch)),
+      batches_(parts_.dataset, Sampler(parts_.seed, parts_.dataset->size(), parts_.batch.global_batch),
+               sample_ranges(parts_.batch, owned), parts_.executor, owned.size() == 0 ? 0 : parts_.prefetch),
+      slots_(parts_.optimizer.slots(parts_.state)) {
+  batches_.start(parts_.state.global_step());
+}
+
+StepValues Trainer::step(StepContext& context) {
+  const std::size_t elements = parts_.state.parameter_elements();
+  const float scale = 1.0F / static_cast<float>(parts_.batch.global_batch);
+  const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
+  const auto sample_elements = static_cast<std::size_t>(parts_.dataset->sample_elements());
+  if (owned_.size() > 0) {
+    const Batch& batch = batches_.get(context.number());
+    for (std::size_t m = 0; m < static_cast<std::size_t>(owned_.size()); ++m) {
+      const auto gradients = context.begin_micro_batch();
+      float loss = 0;
+      parts_.model.forward_backward(
+          workspace_, batch.inputs.subspan(m * samples * sample_elements, samples * sample_elements),
+          batch.labels.subspan(m * samples, samples), gradients.first(elements), scale, loss);
+      if (!std::isfinite(loss)) context.say_not_finite();
+      gradients[elements] = loss;
+      context.end_micro_batch();
+    }
+  }
+  context.reduce_micro_batches();
+  const ElementRange slice = context.slice();
+  // Parameters of my own: I need the slices of the sum that others have added up.
+  if (slice.size() == elements) context.finish();
+  const float learning_rate = parts_.schedule.learning_rate(context.number());
+  parts_.optimizer.apply(slice, parts_.state.parameters(), context.sum().first(elements), slots_,
+                         {.learning_rate = learning_rate, .step = context.number()});
+  context.finish();
+  return {{"loss", context.sum()[elements]}, {"learning_rate", learning_rate}};
+}
+
+}  // namespace lockstep

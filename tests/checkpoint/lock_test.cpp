@@ -352,6 +352,8 @@ TEST_CASE("of two newcomers exactly one wins, wherever the other one comes in be
           const bool two_has = lock_of_two && lock_of_two->held();
           CHECK_FALSE((one_has && two_has));
           if (!slept || what == Other::stays) CHECK((one_has || two_has));
+          // Who has won is not driven out by one that looked before.
+          if (!slept && what == Other::stays && lock_of_two) CHECK(two_has);
           // Whoever believes to have it is the one that is named.
           const auto owner = read_lock(*scene.directory);
           if (one_has || two_has) {

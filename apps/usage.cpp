@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <numeric>
+#include <sstream>
 
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/files.hpp>
 
 namespace lockstep {
 namespace {
@@ -47,6 +48,18 @@ std::string strip_dashes(std::string name) {
   return name;
 }
 
+std::string read_config(const std::string& path) {
+  constexpr std::uint64_t kLimit = 1 << 20;
+  try {
+    PosixFileSystem files;
+    const auto file = files.open_file(path);
+    const auto bytes = read_all(*file, kLimit);
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  } catch (const Error& error) {
+    throw UsageError(fmt::format("--config: {}; give a file of `name = value` lines", error.what()));
+  }
+}
+
 }  // namespace
 
 po::variables_map parse_options(int argc, const char* const* argv, const po::options_description& options,
@@ -61,9 +74,7 @@ po::variables_map parse_options(int argc, const char* const* argv, const po::opt
     if (values.count("config") != 0) {
       const auto path = values["config"].as<std::string>();
       where = fmt::format("in {}", path);
-      std::ifstream file(path);
-      if (!file)
-        throw UsageError(fmt::format("cannot read the configuration file '{}' given with --config", path));
+      std::istringstream file(read_config(path));
       po::store(po::parse_config_file(file, options), values);
     }
     po::notify(values);

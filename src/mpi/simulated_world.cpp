@@ -18,7 +18,16 @@
 #include <lockstep/mpi/self_transport.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
 
+// gcc tells of the address sanitizer by a macro, clang by a feature test.
 #if defined(__SANITIZE_ADDRESS__)
+#define LOCKSTEP_ADDRESS_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define LOCKSTEP_ADDRESS_SANITIZER
+#endif
+#endif
+
+#if defined(LOCKSTEP_ADDRESS_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -132,7 +141,7 @@ class Scheduler {
   }
 
   // The address sanitizer must be told of every change of stack.
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(LOCKSTEP_ADDRESS_SANITIZER)
   static void start_switch(void** fake_stack, const void* bottom, std::size_t size) {
     __sanitizer_start_switch_fiber(fake_stack, bottom, size);
   }

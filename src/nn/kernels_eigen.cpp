@@ -59,10 +59,12 @@ class EigenKernels final : public Kernels {
   std::string_view name() const noexcept override { return "eigen"; }
 
   std::string description() const override {
-    return fmt::format("Eigen {}.{}.{}, {}, blocks {}/{}/{} KiB x {}", EIGEN_WORLD_VERSION,
-                       EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION, Eigen::SimdInstructionSetsInUse(),
-                       kFirstCache / 1024, kSecondCache / 1024, kThirdCache / 1024, kColumns);
+    return fmt::format("Eigen {}.{}.{}, blocks {}/{}/{} KiB x {}", EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION,
+                       EIGEN_MINOR_VERSION, kFirstCache / 1024, kSecondCache / 1024, kThirdCache / 1024,
+                       kColumns);
   }
+
+  std::string instruction_set() const override { return Eigen::SimdInstructionSetsInUse(); }
 
   void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
             const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate, float* c,

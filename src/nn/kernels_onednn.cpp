@@ -38,8 +38,29 @@ class OneDnnKernels final : public Kernels {
 
   std::string description() const override {
     const dnnl_version_t& version = *dnnl_version();
-    return fmt::format("oneDNN {}.{}.{} sgemm, isa {:#x}", version.major, version.minor, version.patch,
-                       static_cast<unsigned>(dnnl_get_effective_cpu_isa()));
+    return fmt::format("oneDNN {}.{}.{} sgemm", version.major, version.minor, version.patch);
+  }
+
+  std::string instruction_set() const override {
+    const auto isa = dnnl_get_effective_cpu_isa();
+    switch (isa) {
+      case dnnl_cpu_isa_sse41:
+        return "SSE4.1";
+      case dnnl_cpu_isa_avx:
+        return "AVX";
+      case dnnl_cpu_isa_avx2:
+        return "AVX2";
+      case dnnl_cpu_isa_avx512_core:
+        return "AVX-512";
+      case dnnl_cpu_isa_avx512_core_vnni:
+        return "AVX-512 VNNI";
+      case dnnl_cpu_isa_avx512_core_bf16:
+        return "AVX-512 BF16";
+      case dnnl_cpu_isa_avx512_core_amx:
+        return "AVX-512 AMX";
+      default:
+        return fmt::format("instruction set {:#x}", static_cast<unsigned>(isa));
+    }
   }
 
   void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kCollectTag = 101;
 constexpr int kSpreadTag = 102;
-constexpr int kBallotTag = 103;
 
 // Slices are cut at multiples of this, so that the fixed blocks over which optimizers take norms lie in one
 // slice.
@@ -47,7 +46,6 @@ CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t element
     : topology_(topology),
       elements_(elements),
       padded_(round_up(elements + kMicroBatchValues, kArenaAlignment)),
-      micro_batches_(micro_batches),
       range_(owned_range(micro_batches, topology.my_position, topology.world.size())),
       fold_(fold_plan(micro_batches, range_)) {
   const Communicator& node = topology.node;

@@ -58,7 +58,6 @@ class CanonicalReducer final : public Reducer {
   const Topology& topology_;
   std::size_t elements_;
   std::size_t padded_;  ///< elements and values, rounded up to whole cache lines
-  std::int64_t micro_batches_;
   MicroBatchRange range_;
   FoldPlan fold_;
   int buffers_;

@@ -86,7 +86,7 @@ Tally MpiReducer::reduce(Tally ballot) {
 /// call.
 Tally MpiReducer::exchange(Tally ballot) {
   done_ = 0;
-  return reduce(std::move(ballot));
+  return reduce(ballot);
 }
 
 ElementRange MpiReducer::slice() const {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/probe.hpp>

@@ -1,13 +1,13 @@
-// The main program of tests that run under mpirun: output is buffered per rank, rank 0 and failing ranks print, and
-// every rank returns the maximum over ranks.
+// The main program of tests that run under mpirun: output is buffered per rank, rank 0 and failing ranks
+// print, and every rank returns the maximum over ranks.
 
 #define DOCTEST_CONFIG_IMPLEMENT
-#include <doctest/doctest.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <sstream>
 #include <string>
+
+#include <doctest/doctest.h>
 
 #include <lockstep/mpi/environment.hpp>
 

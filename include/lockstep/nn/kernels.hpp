@@ -26,9 +26,13 @@ class Kernels {
 
   virtual std::string_view name() const noexcept = 0;
 
-  /// Everything that decides the bits: library, version, instruction set, blocking sizes. Equal text means
-  /// equal bits; ranks compare it at start and a checkpoint keeps it.
+  /// What decides the bits on one type of CPU: library, version, blocking sizes. Ranks compare it at start,
+  /// and a run goes on only with the same.
   virtual std::string description() const = 0;
+
+  /// What the library uses of this CPU: "AVX-512 BF16". Ranks compare it at start; on another CPU a run goes
+  /// on with a warning, since its bits may differ from here on.
+  virtual std::string instruction_set() const = 0;
 
   /// C (m x n) = op(A) (m x k) times op(B) (k x n), plus C if `accumulate`. Row-major; a leading dimension is
   /// the distance between rows as stored (before the transposition). C overlaps neither A nor B.

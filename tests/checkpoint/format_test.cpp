@@ -374,7 +374,8 @@ TEST_CASE("well signed files with anything but plain tensors inside are refused"
          H5Gclose(group);
        }},
   };
-  for (const auto& [what, fill] : hostile) {
+  for (const auto& [name, fill] : hostile) {
+    const std::string what = name;  // clang 14 does not capture the name of a binding
     CAPTURE(what);
     MemoryDirectory directory;
     write_signed(directory, kName, hostile_image(fill));

@@ -187,14 +187,6 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const Commun
           {"version", version_text()}};
 }
 
-void write_report(const std::string& path, const nlohmann::json& report, Machine& machine) {
-  const std::filesystem::path file(path);
-  const std::string text = report.dump(2) + "\n";
-  const auto directory = machine.files->create_directory(file.has_parent_path() ? file.parent_path()
-                                                                                : std::filesystem::path("."));
-  replace_file(*directory, file.filename().string(), std::as_bytes(std::span(text)));
-}
-
 ExitCode train(const Communicator& world, const TrainOptions& options, Machine& machine, DataLoad& load) {
   Log log;
   on_chief(world, "the chief to open its log", [&] { log = Log::standard("", options.log_file); });
@@ -304,9 +296,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     const double seconds = (machine.clock->now() - machine.started).count();
     log.info(fmt::format("parameters {}", state.parameters_digest().hex()));
     if (options.report.empty()) return;
-    write_report(options.report,
-                 make_report(session, comm, state, batch, *kernels, loss, evaluation, timing, seconds),
-                 machine);
+    const nlohmann::json report =
+        make_report(session, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
+    write_text(options.report, report.dump(2) + "\n", *machine.files);
   });
   if (session.stopped_early()) log.info("stopped early: launch again with the same checkpoint_dir to go on");
   return session.stopped_early() ? ExitCode::try_again : ExitCode::done;

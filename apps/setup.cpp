@@ -1,5 +1,6 @@
 #include "setup.hpp"
 
+#include <span>
 #include <utility>
 
 #include <fmt/format.h>
@@ -36,6 +37,13 @@ std::unique_ptr<Schedule> make_schedule(const TrainOptions& options) {
       std::make_unique<ConstantRate>(static_cast<float>(options.learning_rate));
   if (options.warmup_steps == 0) return schedule;
   return std::make_unique<WarmUp>(options.warmup_steps, std::move(schedule));
+}
+
+void write_text(const std::string& path, const std::string& text, FileSystem& files) {
+  const std::filesystem::path file(path);
+  const auto directory =
+      files.create_directory(file.has_parent_path() ? file.parent_path() : std::filesystem::path("."));
+  replace_file(*directory, file.filename().string(), std::as_bytes(std::span(text)));
 }
 
 std::string hidden_text(const std::vector<std::int64_t>& hidden) {

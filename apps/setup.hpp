@@ -25,6 +25,9 @@ Sequential make_model(const std::string& model, const std::vector<std::int64_t>&
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options);
 std::unique_ptr<Schedule> make_schedule(const TrainOptions& options);
 
+/// Replaces the file at `path`, whose directory is made as needed. Throws FileError. Local.
+void write_text(const std::string& path, const std::string& text, FileSystem& files);
+
 /// Hidden layer widths as on the command line.
 std::string hidden_text(const std::vector<std::int64_t>& hidden);
 

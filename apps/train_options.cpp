@@ -23,20 +23,6 @@ constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
 const std::vector<std::string_view> kNotYet = {"weight_decay", "clip_norm", "bucket_bytes", "keep_best",
                                                "key_file"};
 
-void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,
-                const std::vector<std::string_view>& not_yet = {}) {
-  for (const auto& k : known) {
-    if (word == k) return;
-  }
-  for (const auto& k : not_yet) {
-    if (word == k) {
-      throw UsageError(fmt::format("--{} {} is not in this version ({}); use {}", option, word,
-                                   version_text(), fmt::join(known, ", ")));
-    }
-  }
-  throw UsageError(fmt::format("--{} '{}' is unknown; use {}", option, word, fmt::join(known, ", ")));
-}
-
 template <class T>
 void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
   if (value >= least && value <= most) return;
@@ -44,28 +30,6 @@ void check_range(std::string_view option, T value, T least, T most = std::numeri
   throw UsageError(
       fmt::format("--{} {} is out of range; give {}", option, value,
                   open ? fmt::format("at least {}", least) : fmt::format("{} to {}", least, most)));
-}
-
-std::vector<std::int64_t> parse_hidden(const std::string& text) {
-  std::vector<std::int64_t> widths;
-  if (text.empty() || text == "none") return widths;
-  std::istringstream parts(text);
-  std::string part;
-  while (std::getline(parts, part, ',')) {
-    std::size_t used = 0;
-    std::int64_t width = 0;
-    try {
-      width = std::stoll(part, &used);
-    } catch (const std::exception&) {
-      used = 0;
-    }
-    if (used == 0 || used != part.size() || width < 1 || width > 1'000'000) {
-      throw UsageError(
-          fmt::format("--hidden '{}' is no list of layer widths; write for example 512,512", text));
-    }
-    widths.push_back(width);
-  }
-  return widths;
 }
 
 void check(const TrainOptions& o) {
@@ -122,6 +86,42 @@ void check(const TrainOptions& o) {
 }
 
 }  // namespace
+
+std::vector<std::int64_t> parse_hidden(const std::string& text) {
+  std::vector<std::int64_t> widths;
+  if (text.empty() || text == "none") return widths;
+  std::istringstream parts(text);
+  std::string part;
+  while (std::getline(parts, part, ',')) {
+    std::size_t used = 0;
+    std::int64_t width = 0;
+    try {
+      width = std::stoll(part, &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used == 0 || used != part.size() || width < 1 || width > 1'000'000) {
+      throw UsageError(
+          fmt::format("--hidden '{}' is no list of layer widths; write for example 512,512", text));
+    }
+    widths.push_back(width);
+  }
+  return widths;
+}
+
+void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,
+                const std::vector<std::string_view>& not_yet) {
+  for (const auto& k : known) {
+    if (word == k) return;
+  }
+  for (const auto& k : not_yet) {
+    if (word == k) {
+      throw UsageError(fmt::format("--{} {} is not in this version ({}); use {}", option, word,
+                                   version_text(), fmt::join(known, ", ")));
+    }
+  }
+  throw UsageError(fmt::format("--{} '{}' is unknown; use {}", option, word, fmt::join(known, ", ")));
+}
 
 ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   ParsedTrainOptions parsed;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace lockstep {
@@ -57,6 +58,13 @@ struct ParsedTrainOptions {
   TrainOptions options;
   std::string print;
 };
+
+/// Widths of hidden layers as on the command line: "512,512", or "none". Throws UsageError.
+std::vector<std::int64_t> parse_hidden(const std::string& text);
+
+/// Throws UsageError if `word`, given for `option`, is none of `known`; says so of words for later versions.
+void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,
+                const std::vector<std::string_view>& not_yet = {});
 
 /// Throws UsageError with what is wrong and what to write instead.
 ParsedTrainOptions parse_train_options(int argc, const char* const* argv);

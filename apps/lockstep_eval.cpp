@@ -1,0 +1,300 @@
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include <lockstep/base/clock.hpp>
+#include <lockstep/checkpoint/names.hpp>
+#include <lockstep/data/image_dataset.hpp>
+#include <lockstep/nn/kernels.hpp>
+#include <lockstep/train/evaluator.hpp>
+
+#include "checkpoint_choice.hpp"
+#include "program.hpp"
+#include "setup.hpp"
+#include "train_options.hpp"
+#include "usage.hpp"
+
+namespace lockstep {
+namespace {
+
+namespace po = boost::program_options;
+
+struct EvalOptions {
+  TrainOptions data;  ///< of which the data set counts
+  std::string checkpoint_dir;
+  std::string checkpoint;
+  std::string split = "test";
+  std::string kernels;  ///< empty: those of the checkpoint
+  std::string report;
+  double hang_limit_secs = 600;
+};
+
+/// The options, or a text to print instead.
+std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
+  EvalOptions o;
+  po::options_description shown("Options");
+  shown.add_options()("checkpoint_dir", po::value(&o.checkpoint_dir), "where the checkpoints are")(
+      "checkpoint", po::value(&o.checkpoint), "base name of one; default: the newest that verifies")(
+      "dataset", po::value(&o.data.dataset)->default_value(o.data.dataset),
+      "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
+      "data_dir", po::value(&o.data.data_dir), "where the data set lies")(
+      "split", po::value(&o.split)->default_value(o.split), "test or train")(
+      "kernels", po::value(&o.kernels), "matrix library: auto, onednn or eigen; default: as in training")(
+      "report", po::value(&o.report), "write results here as JSON")(
+      "hang_limit_secs", po::value(&o.hang_limit_secs)->default_value(o.hang_limit_secs),
+      "end the job when a rank is missing for so long; 0: never")(
+      "config", po::value<std::string>(),
+      "file of `name = value` lines with any of these; the command line wins")("help", "this text")(
+      "version", "name and version");
+  const auto values = parse_options(argc, argv, shown);
+  if (values.count("help") != 0) {
+    std::ostringstream text;
+    text << "Measures the network of a checkpoint on a data set, with all ranks of an MPI job.\n"
+            "Only reads, so it may run beside the training that saves there.\n\n"
+            "  mpirun -n 2 lockstep-eval --checkpoint_dir runs/fashion_mnist\n\n"
+         << shown
+         << "\nExit codes: 0 done, 64 usage, 65 missing or damaged data or checkpoint, 74 input/output,\n"
+            "78 the checkpoint does not fit the data or this program.\n";
+    return {o, text.str()};
+  }
+  if (values.count("version") != 0) return {o, version_text() + "\n"};
+  check_word("dataset", o.data.dataset, {"fashion-mnist", "idx"}, {"cifar10", "hdf5", "text"});
+  check_word("split", o.split, {"test", "train"});
+  if (!o.kernels.empty()) check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
+  if (o.checkpoint_dir.empty())
+    throw UsageError("--checkpoint_dir is missing: the directory of the training");
+  if (o.data.dataset == "idx" && o.data.data_dir.empty()) {
+    throw UsageError("--dataset idx needs --data_dir, the directory of the four IDX files");
+  }
+  if (!(o.hang_limit_secs >= 0)) {
+    throw UsageError(fmt::format("--hang_limit_secs {} is out of range; give at least 0", o.hang_limit_secs));
+  }
+  return {o, ""};
+}
+
+/// What all ranks need to know of a checkpoint to build its network.
+struct Recipe {
+  std::string name;
+  std::string model;
+  std::string hidden;
+  std::string kernels;
+  std::int64_t step = 0;
+  std::int64_t classes = 0;
+  std::int64_t micro_batch = 0;
+};
+
+CheckpointFile choose(const EvalOptions& options, FileSystem& files, const Log& log) {
+  const auto directory = directory_or_null(files, options.checkpoint_dir);
+  if (directory == nullptr) {
+    throw DataError(fmt::format("checkpoint_dir '{}' is not a directory", options.checkpoint_dir));
+  }
+  if (options.checkpoint.empty()) return open_checkpoint(files, options.checkpoint_dir, log);
+  if (!is_plain_name(options.checkpoint)) {
+    throw UsageError(
+        fmt::format("--checkpoint '{}' is not the name of a file in checkpoint_dir", options.checkpoint));
+  }
+  if (!directory->exists(options.checkpoint)) {
+    throw DataError(fmt::format("there is no '{}' in '{}'; lockstep-inspect lists what there is",
+                                options.checkpoint, options.checkpoint_dir));
+  }
+  return {*directory, options.checkpoint};
+}
+
+std::string required(const CheckpointFile& file, const std::string& key) {
+  auto value = setting_of(file, key);
+  if (value) return std::move(*value);
+  throw EnvironmentError(fmt::format(
+      "checkpoint {} has no setting '{}': it was not written by lockstep-train, so its network is not known",
+      file.name(), key));
+}
+
+std::int64_t required_number(const CheckpointFile& file, const std::string& key) {
+  constexpr std::int64_t kMost = 1 << 30;
+  const std::string text = required(file, key);
+  std::istringstream in(text);
+  std::int64_t value = 0;
+  if (in >> value && in.eof() && value >= 1 && value <= kMost) return value;
+  throw EnvironmentError(fmt::format("checkpoint {}: setting '{}' is '{}', which is no number of use here",
+                                     file.name(), key, text));
+}
+
+Recipe recipe_of(const CheckpointFile& file) {
+  return {file.name(),
+          required(file, "model"),
+          required(file, "hidden"),
+          required(file, "kernels"),
+          file.step(),
+          required_number(file, "classes"),
+          required_number(file, "micro_batch")};
+}
+
+/// The chief's recipe on all ranks. Collective.
+void share(const Communicator& comm, Recipe& recipe) {
+  recipe.name = comm.broadcast_text(recipe.name);
+  recipe.model = comm.broadcast_text(recipe.model);
+  recipe.hidden = comm.broadcast_text(recipe.hidden);
+  recipe.kernels = comm.broadcast_text(recipe.kernels);
+  std::int64_t numbers[] = {recipe.step, recipe.classes, recipe.micro_batch};
+  comm.broadcast_values(std::span(numbers));
+  recipe.step = numbers[0];
+  recipe.classes = numbers[1];
+  recipe.micro_batch = numbers[2];
+}
+
+/// Values of parameters and buffers; optimizer slots stay in the file. Throws EnvironmentError with all
+/// differences.
+void read_parameters(const CheckpointFile& file, const State& state) {
+  std::vector<std::string> differences;
+  const auto kept = [](const Entry& entry) {
+    return entry.path.starts_with("/model/") || entry.path.starts_with("/buffers/");
+  };
+  for (const Entry& wanted : state.entries()) {
+    if (!kept(wanted)) continue;
+    const Entry* stored = file.find(wanted.path);
+    if (stored == nullptr) {
+      differences.push_back(fmt::format("missing '{}' {}", wanted.path, to_string(wanted.shape)));
+    } else if (stored->type != wanted.type || stored->shape != wanted.shape) {
+      differences.push_back(fmt::format("'{}' is {} (this data set needs {})", wanted.path,
+                                        to_string(stored->shape), to_string(wanted.shape)));
+    } else {
+      std::memcpy(wanted.data, stored->data, wanted.bytes());
+    }
+  }
+  if (differences.empty()) return;
+  throw EnvironmentError(
+      fmt::format("checkpoint {} does not fit:\n  {}\ngive the data set that it was trained "
+                  "on with --dataset and --data_dir",
+                  file.name(), fmt::join(differences, "\n  ")));
+}
+
+void broadcast_floats(const Communicator& comm, std::span<float> values) {
+  constexpr std::size_t kPiece = std::size_t{4} << 20;
+  while (!values.empty()) {
+    const auto piece = values.first(std::min(values.size(), kPiece));
+    comm.broadcast_values(piece);
+    values = values.subspan(piece.size());
+  }
+}
+
+std::unique_ptr<Kernels> kernels_for(const EvalOptions& options, const Recipe& recipe, const Log& log) {
+  const std::string word = !options.kernels.empty()               ? options.kernels
+                           : recipe.kernels.starts_with("oneDNN") ? "onednn"
+                                                                  : "eigen";
+  std::unique_ptr<Kernels> kernels;
+  try {
+    kernels = make_kernels(kernel_choice(word));
+  } catch (const UsageError&) {
+    if (!options.kernels.empty()) throw;
+    kernels = make_kernels();
+  }
+  if (kernels->description() != recipe.kernels) {
+    log.warn(
+        fmt::format("the checkpoint was trained with kernels '{}', this evaluation uses '{}': the last bits "
+                    "of the loss may differ",
+                    recipe.kernels, kernels->description()));
+  }
+  return kernels;
+}
+
+struct Machine {
+  PosixFileSystem files;
+  ThreadExecutor executor;
+  std::shared_ptr<SystemClock> clock = std::make_shared<SystemClock>();
+  Seconds started = clock->now();
+};
+
+ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& options, Machine& machine) {
+  const Log log = world.is_chief() ? Log::standard("") : Log();
+  const Communicator comm = world.with_policy({.clock = machine.clock,
+                                               .log = Log::standard(""),
+                                               .notice = Seconds{5},
+                                               .limit = Seconds{options.hang_limit_secs}});
+  std::optional<CheckpointFile> file;
+  Recipe recipe;
+  on_chief(comm, "the chief to read the checkpoint", [&] {
+    file = choose(options, machine.files, log);
+    recipe = recipe_of(*file);
+  });
+  share(comm, recipe);
+  std::shared_ptr<const Dataset> dataset;
+  std::exception_ptr failure;
+  try {
+    dataset = load_idx_dataset(machine.files, data_directory(options.data, machine.files),
+                               options.split == "train" ? Split::train : Split::test,
+                               static_cast<int>(recipe.classes));
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  throw_together(comm, failure);
+
+  const auto kernels = kernels_for(options, recipe, log);
+  Sequential model = make_model(recipe.model, parse_hidden(recipe.hidden), dataset->sample_shape(),
+                                static_cast<int>(recipe.classes));
+  State state;
+  model.declare(state);
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  on_chief(comm, "the chief to read the parameters", [&] { read_parameters(*file, state); });
+  file.reset();
+  broadcast_floats(comm, state.parameters());
+  broadcast_floats(comm, state.buffers());
+  log.info(fmt::format("{} (step {}): {}, {} parameters, {} ranks", recipe.name, recipe.step, recipe.model,
+                       state.parameter_count(), comm.size()));
+
+  const Evaluation result = evaluate(comm, model, *kernels, *dataset, recipe.micro_batch);
+  on_chief(comm, "the chief to write its report", [&] {
+    std::puts(fmt::format("{} accuracy {:.4f}, loss {:.4f} over {} samples", options.split, result.accuracy,
+                          result.loss, result.samples)
+                  .c_str());
+    if (options.report.empty()) return;
+    const nlohmann::json report = {{"checkpoint", recipe.name},
+                                   {"global_step", recipe.step},
+                                   {"split", options.split},
+                                   {"samples", result.samples},
+                                   {"accuracy", result.accuracy},
+                                   {"loss", result.loss},
+                                   {"parameters_digest", state.parameters_digest().hex()},
+                                   {"ranks", comm.size()},
+                                   {"kernels", kernels->description()},
+                                   {"seconds", (machine.clock->now() - machine.started).count()},
+                                   {"version", version_text()}};
+    write_text(options.report, report.dump(2) + "\n", machine.files);
+  });
+  return ExitCode::done;
+}
+
+}  // namespace
+}  // namespace lockstep
+
+int main(int argc, char** argv) {
+  using namespace lockstep;
+  Machine machine;
+  std::pair<EvalOptions, std::string> parsed;
+  std::exception_ptr misuse;
+  try {
+    parsed = parse(argc, argv);
+  } catch (...) {
+    misuse = std::current_exception();  // told once MPI says which rank this is
+  }
+  const Environment environment(&argc, &argv);
+  const Communicator world = environment.world();
+  return run_program(world, [&] {
+    if (misuse) std::rethrow_exception(misuse);
+    if (!parsed.second.empty()) {
+      if (world.is_chief()) std::fputs(parsed.second.c_str(), stdout);
+      return ExitCode::done;
+    }
+    return evaluate_checkpoint(world, parsed.first, machine);
+  });
+}

@@ -111,6 +111,7 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("micro_batch", std::to_string(batch.micro_batch));
   state.setting("precision", "f32");
   state.setting("kernels", kernels.description());
+  state.setting("instruction_set", kernels.instruction_set());
   state.setting("data_digest", dataset.digest().hex());
   state.setting("data_samples", std::to_string(dataset.size()));
   state.setting("classes", std::to_string(dataset.classes()));
@@ -143,6 +144,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   config.fresh = options.fresh;
   config.restore_from = options.restore_from;
   config.allow_change = options.allow_change;
+  config.allow_change.insert("instruction_set");  // another CPU may give other bits from here on: warned of
   config.steal = options.steal;
   config.identity = fmt::format("version = {}\nlast_step = {}", version_text(), last_step);
   config.files = machine.files;
@@ -220,7 +222,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   log.info(fmt::format("steps: {} of {} samples in {} micro-batches of {}, {}, learning rate {}", last_step,
                        batch.global_batch, batch.micro_batches(), batch.micro_batch, optimizer->describe(),
                        schedule->describe()));
-  log.info(fmt::format("kernels: {}", kernels->description()));
+  log.info(fmt::format("kernels: {}, {}", kernels->description(), kernels->instruction_set()));
   warn_of_idle_ranks(comm, log, batch);
   if (options.reduction == "mpi") {
     log.info("--reduction mpi: the bits depend on the number of ranks and where they run");

@@ -183,7 +183,7 @@ class Differences {
            const std::set<std::string>& allow_change) {
     if (path.starts_with(kConfigFolder)) {
       const std::string key = path.substr(kConfigFolder.size());
-      if (!allow_change.contains(key)) add_setting(key, stored, wanted);
+      (allow_change.contains(key) ? allowed_ : lines_).push_back(setting(key, stored, wanted));
       return;
     }
     other_model_ = true;
@@ -201,19 +201,23 @@ class Differences {
     if (lines_.empty()) return;
     throw EnvironmentError(fmt::format(
         "checkpoint {} does not fit this run:\n  {}\n{}", name, fmt::join(lines_, "\n  "),
-        other_model_ ? "restore with the model that wrote it, or start a new run in another directory"
-                     : "run with the settings that wrote it, allow a change by name, or start a new run in "
-                       "another directory"));
+        other_model_
+            ? "restore with the model that wrote it, or start a new run in another directory"
+            : "run with the settings that wrote it, allow a change by name (--allow_change NAME), or "
+              "start a new run in another directory"));
   }
 
+  const std::vector<std::string>& allowed() const noexcept { return allowed_; }
+
  private:
-  void add_setting(const std::string& key, const Entry* stored, const Entry* wanted) {
-    lines_.push_back(fmt::format("setting '{}' was {} (this run: {})", key,
-                                 stored == nullptr ? "not set" : shown(*stored),
-                                 wanted == nullptr ? "not set" : shown(*wanted)));
+  static std::string setting(const std::string& key, const Entry* stored, const Entry* wanted) {
+    return fmt::format("setting '{}' was {} (this run: {})", key,
+                       stored == nullptr ? "not set" : shown(*stored),
+                       wanted == nullptr ? "not set" : shown(*wanted));
   }
 
   std::vector<std::string> lines_;
+  std::vector<std::string> allowed_;
   bool other_model_ = false;
 };
 
@@ -265,8 +269,8 @@ void CheckpointFile::read(std::string_view path, std::span<std::byte> bytes) con
   std::memcpy(bytes.data(), entry->data, bytes.size());
 }
 
-void restore_into(const CheckpointFile& file, std::span<const Entry> entries,
-                  const std::set<std::string>& allow_change) {
+std::vector<std::string> restore_into(const CheckpointFile& file, std::span<const Entry> entries,
+                                      const std::set<std::string>& allow_change) {
   std::map<std::string_view, std::pair<const Entry*, const Entry*>> both;
   for (const Entry& stored : file.entries()) both[stored.path].first = &stored;
   for (const Entry& wanted : entries) both[wanted.path].second = &wanted;
@@ -283,6 +287,7 @@ void restore_into(const CheckpointFile& file, std::span<const Entry> entries,
       std::memcpy(wanted.data, file.find(wanted.path)->data, wanted.bytes());
     }
   }
+  return differences.allowed();
 }
 
 }  // namespace lockstep

@@ -106,7 +106,7 @@ class Search {
       throw UsageError(fmt::format("'{}' is not the name of a file in the checkpoint directory", name));
     }
     const CheckpointFile file(directory_, name);
-    restore_into(file, entries_, options_.allow_change);
+    allowed_ = restore_into(file, entries_, options_.allow_change);
     // A name that was set aside, or any other, counts as older than the canonical one of its step.
     const auto parsed = parse_file_name(options_.basename, name);
     const CheckpointName own = parsed.value_or(CheckpointName{file.step(), -1});
@@ -143,7 +143,7 @@ class Search {
       if (file.step() != candidate.name.step) {
         throw DataError(fmt::format("{} holds step {}: it was renamed", candidate.file, file.step()));
       }
-      restore_into(file, entries_, options_.allow_change);
+      allowed_ = restore_into(file, entries_, options_.allow_change);
       return Restored{file.step(), candidate.file};
     } catch (const DataError& error) {
       failed(candidate, error);
@@ -161,6 +161,7 @@ class Search {
 
   Restored finish(Restored restored) {
     set_aside();
+    for (const std::string& change : allowed_) options_.log.warn(change + ": going on with this run's");
     options_.log.info(fmt::format("restored checkpoint {} (step {})", restored.name, restored.step));
     return restored;
   }
@@ -195,6 +196,7 @@ class Search {
   std::vector<std::string> damaged_;
   std::vector<std::string> superseded_;
   std::vector<std::string> reasons_;
+  std::vector<std::string> allowed_;  // settings that differ and may
 };
 
 bool inside(std::span<const float> arena, const Entry& entry) {

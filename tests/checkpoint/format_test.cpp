@@ -264,7 +264,7 @@ TEST_CASE("another setting is refused unless its change is allowed by name") {
   SmallModel other(3, "a much longer seed");
   CHECK_THROWS_AS(restore_into(file, other.state.entries()), EnvironmentError);
   CHECK_THROWS_AS(restore_into(file, other.state.entries(), {"model"}), EnvironmentError);
-  CHECK_NOTHROW(restore_into(file, other.state.entries(), {"seed"}));
+  CHECK(restore_into(file, other.state.entries(), {"seed"}).size() == 1);
   CHECK(other.state.global_step() == 42);
   CHECK(other.state.settings().at("seed") == "a much longer seed");
 }

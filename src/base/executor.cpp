@@ -10,6 +10,7 @@
 #include <signal.h>
 
 #include <lockstep/base/executor.hpp>
+#include <lockstep/base/floating_point.hpp>
 
 namespace lockstep {
 namespace {
@@ -34,7 +35,10 @@ class SignalsBlocked {
 /// inherits the mask; blocking them inside would leave a gap. The creation may throw.
 std::thread start_thread(const std::string& name, std::function<void()> body) {
   const SignalsBlocked blocked;
-  std::thread thread(std::move(body));
+  std::thread thread([body = std::move(body)] {
+    use_standard_floating_point();
+    body();
+  });
   pthread_setname_np(thread.native_handle(), name.substr(0, 15).c_str());
   return thread;
 }

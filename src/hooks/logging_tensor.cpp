@@ -31,6 +31,7 @@ void LoggingTensorHook::begin(RunContext& context) {
 }
 
 void LoggingTensorHook::after_run(RunContext& context, const RunValues& values) {
+  if (runs_ == 0) check_names(values.values());
   last_ = values.values();
   last_step_ = values.global_step();
   if (timer_ && timer_->should_trigger_for_step(runs_)) {
@@ -41,6 +42,16 @@ void LoggingTensorHook::after_run(RunContext& context, const RunValues& values) 
 
 void LoggingTensorHook::end(RunContext& context) {
   if (options_.at_end && runs_ > 0) write(context, std::nullopt);
+}
+
+/// On all ranks, since the values are the same on all.
+void LoggingTensorHook::check_names(const StepValues& values) const {
+  for (const std::string& name : options_.values) {
+    if (name == "step" || values.find(name)) continue;
+    std::string known = "step";
+    for (const auto& value : values.all()) known += fmt::format(", {}", value.name);
+    throw UsageError(fmt::format("LoggingTensorHook has no value '{}' to log; choose from {}", name, known));
+  }
 }
 
 void LoggingTensorHook::write(RunContext& context, std::optional<SecondOrStepTimer::Elapsed> elapsed) const {

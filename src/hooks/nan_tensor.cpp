@@ -19,9 +19,12 @@ void NanTensorHook::after_run(RunContext& context, const RunValues& values) {
   const auto value = values.values().find(value_);
   const bool said = values.tally().anyone_says(Says::not_finite);
   if (!said && (!value || std::isfinite(*value))) return;
-  const std::string problem =
-      fmt::format("{} is not finite ({}) at step {}{}", value_, value.value_or(NAN), values.global_step(),
-                  said ? fmt::format(", first on rank {}", values.tally().first_rank(Says::not_finite)) : "");
+  const bool is_value = value && !std::isfinite(*value);
+  const std::string problem = fmt::format(
+      "{} at step {}{}",
+      is_value ? fmt::format("{} is not finite ({})", value_, *value) : "a value or gradient is not finite",
+      values.global_step(),
+      said ? fmt::format(", first on rank {}", values.tally().first_rank(Says::not_finite)) : "");
   if (fail_) {
     throw TrainingError(
         problem +

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,7 +20,8 @@ class CheckpointSaverListener {
   virtual void begin() {}
   virtual void before_save(std::int64_t /*step*/) {}
 
-  /// The checkpoint of `step` has become durable. True asks all ranks to stop.
+  /// The checkpoint of `step` has become durable. True asks all ranks to stop. Called at the start of a step
+  /// after it did, or at the end; so all stop after that step.
   virtual bool after_save(std::int64_t /*step*/) { return false; }
   virtual void end(std::int64_t /*step*/) {}
 };
@@ -62,15 +63,20 @@ class CheckpointSaverHook final : public SessionRunHook {
   /// little time.
   void save_and_wait(RunContext& context);
 
+  /// Session only: the state has changed since it was saved, though the step has not, so `end` saves again.
+  void save_again() noexcept { saved_step_.reset(); }
+
  private:
   void save(RunContext& context);
+  void settle(RunContext& context);
   void collect(RunContext& context);
 
   Options options_;
   SecondOrStepTimer timer_;
   std::shared_ptr<Saver> saver_;
   std::optional<std::int64_t> saved_step_;  ///< the newest step that was restored or whose save was started
-  std::exception_ptr failure_;              ///< of the newest save
+  std::exception_ptr failure_;              ///< of the newest save that has ended
+  int running_ = 0;                         ///< saves whose result was not yet taken
 };
 
 }  // namespace lockstep

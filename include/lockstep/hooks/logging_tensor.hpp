@@ -19,7 +19,7 @@ class LoggingTensorHook final : public SessionRunHook {
   using Formatter = std::function<std::string(const StepValues&)>;
 
   struct Options {
-    std::vector<std::string> values;  ///< names, in the order of the line; empty: all
+    std::vector<std::string> values = {};  ///< names, in the order of the line ("step" is one); empty: all
     std::optional<std::int64_t> every_n_iter = std::nullopt;
     std::optional<double> every_n_secs = std::nullopt;
     bool at_end = false;
@@ -32,10 +32,13 @@ class LoggingTensorHook final : public SessionRunHook {
   std::string_view name() const override { return "logging_tensor"; }
   std::string describe() const override;
   void begin(RunContext& context) override;
+
+  /// Throws UsageError after the first run for a name that the step does not return.
   void after_run(RunContext& context, const RunValues& values) override;
   void end(RunContext& context) override;
 
  private:
+  void check_names(const StepValues& values) const;
   void write(RunContext& context, std::optional<SecondOrStepTimer::Elapsed> elapsed) const;
 
   Options options_;

@@ -1,0 +1,278 @@
+#include <algorithm>
+#include <limits>
+
+#include <doctest/doctest.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/names.hpp>
+#include <lockstep/hooks/checkpoint_saver.hpp>
+
+#include "fake_context.hpp"
+#include "summary_support.hpp"
+
+namespace lockstep {
+namespace {
+
+using Steps = std::vector<std::int64_t>;
+
+/// Counts what it hears.
+class Listener final : public CheckpointSaverListener {
+ public:
+  void begin() override { ++begun; }
+  void before_save(std::int64_t step) override { before.push_back(step); }
+  bool after_save(std::int64_t step) override {
+    after.push_back(step);
+    return step == stop_after;
+  }
+  void end(std::int64_t step) override { ended.push_back(step); }
+
+  int begun = 0;
+  Steps before;
+  Steps after;
+  Steps ended;
+  std::int64_t stop_after = -1;
+};
+
+/// Creates files until told not to.
+class FaultyDirectory final : public Directory {
+ public:
+  explicit FaultyDirectory(std::unique_ptr<Directory> real) : real_(std::move(real)) {}
+  bool full = false;
+
+  const std::filesystem::path& path() const override { return real_->path(); }
+  std::unique_ptr<WritableFile> create(const std::string& name) override {
+    if (full) throw FileError("write", path() / name, 28);
+    return real_->create(name);
+  }
+  std::unique_ptr<ReadableFile> open(const std::string& name) override { return real_->open(name); }
+  bool exists(const std::string& name) override { return real_->exists(name); }
+  std::vector<DirectoryEntry> list() override { return real_->list(); }
+  void replace(const std::string& from, const std::string& to) override { real_->replace(from, to); }
+  void rename(const std::string& from, const std::string& to) override { real_->rename(from, to); }
+  void remove(const std::string& name) override { real_->remove(name); }
+  void sync() override { real_->sync(); }
+  std::uint64_t available_bytes() override { return real_->available_bytes(); }
+
+ private:
+  std::unique_ptr<Directory> real_;
+};
+
+/// A hook with its saver in a folder, as a session would make them.
+struct Fixture {
+  explicit Fixture(CheckpointSaverHook::Options options) : listener(std::make_shared<Listener>()) {
+    options.listeners.push_back(listener);
+    hook = std::make_unique<CheckpointSaverHook>(std::move(options));
+    context.model.parameter("w", {3});
+    PlainAllocator allocator;
+    context.model.freeze(allocator);
+  }
+  ~Fixture() { hook->attach(nullptr, std::nullopt); }
+  Fixture(const Fixture&) = delete;
+  Fixture& operator=(const Fixture&) = delete;
+
+  void create(std::int64_t step = 0, std::optional<std::int64_t> restored = std::nullopt) {
+    context.model.set_global_step(step);
+    hook->begin(context);
+    hook->attach(std::make_shared<Saver>(directory, context.model.entries(), SaverOptions{.max_to_keep = 0},
+                                         *context.time, executor, context.log(), 0, identity),
+                 restored);
+    hook->after_create_session(context);
+  }
+  void steps(int count, double seconds = 0) {
+    for (int i = 0; i < count; ++i) {
+      context.time->advance(Seconds{seconds});
+      context.model.parameters()[0] += 1;
+      context.step(*hook);
+    }
+  }
+  Steps saved() const {
+    Steps found;
+    for (const auto& entry : directory->list()) {
+      if (const auto name = parse_file_name(kDefaultBasename, entry.name)) found.push_back(name->step);
+    }
+    std::ranges::sort(found);
+    return found;
+  }
+
+  test::Folder folder;
+  std::shared_ptr<FaultyDirectory> directory =
+      std::make_shared<FaultyDirectory>(PosixFileSystem().open_directory(folder.path));
+  InlineExecutor executor;
+  SystemIdentity identity;
+  test::FakeContext context;
+  std::shared_ptr<Listener> listener;
+  std::unique_ptr<CheckpointSaverHook> hook;
+};
+
+}  // namespace
+
+// test_raise_in_none_secs_and_steps
+TEST_CASE("a saver needs an interval above 0") {
+  CHECK_THROWS_AS(CheckpointSaverHook({}), UsageError);
+  CHECK_THROWS_AS(CheckpointSaverHook({.save_steps = 0}), UsageError);
+  CHECK_THROWS_AS(CheckpointSaverHook({.save_secs = -1.0}), UsageError);
+}
+
+// test_save_checkpoint_before_first_train_step, test_save_steps_saves_periodically
+TEST_CASE("saves at 0, N and 2N") {
+  Fixture f({.save_steps = 2});
+  f.create();
+  CHECK(f.saved() == Steps{0});
+  f.steps(1);
+  CHECK(f.saved() == Steps{0});
+  f.steps(4);
+  CHECK(f.saved() == Steps{0, 2, 4});
+}
+
+// test_save_secs_saves_periodically
+TEST_CASE("saves when seconds have passed since the last save") {
+  Fixture f({.save_secs = 2.0});
+  f.create();
+  f.steps(7, 0.75);  // 0.75, 1.5, 2.25 (save), 3.0, 3.75, 4.5 (save), 5.25
+  CHECK(f.saved() == Steps{0, 3, 6});
+}
+
+TEST_CASE("a restored step is not saved again, and counts as the first of the interval") {
+  Fixture f({.save_steps = 3});
+  f.create(4, 4);
+  CHECK(f.saved().empty());
+  f.steps(3);
+  CHECK(f.saved() == Steps{7});
+}
+
+// test_save_saves_at_end, test_save_secs_calls_listeners_at_begin_and_end, test_two_listeners...
+TEST_CASE("the end saves once: not a step that an interval has saved") {
+  for (const int steps : {4, 5}) {
+    Fixture f({.save_steps = 2});
+    f.create();
+    f.steps(steps);
+    f.hook->end(f.context);
+    CHECK(f.saved() == (steps == 4 ? Steps{0, 2, 4} : Steps{0, 2, 4, 5}));
+    CHECK(f.listener->begun == 1);
+    CHECK(f.listener->before == f.saved());
+    CHECK(f.listener->after == f.saved());
+    CHECK(f.listener->ended == Steps{steps});
+  }
+}
+
+// test_listener_with_monitored_session
+TEST_CASE("steps = 1, two steps: a listener hears of 0, 1, 2") {
+  Fixture f({.save_steps = 1});
+  f.create();
+  f.steps(2);
+  f.hook->end(f.context);
+  CHECK(f.listener->before == Steps{0, 1, 2});
+  CHECK(f.listener->after == Steps{0, 1, 2});
+  CHECK(f.listener->begun == 1);
+  CHECK(f.listener->ended == Steps{2});
+}
+
+// test_listener_stops_training_in_after_save
+TEST_CASE("a listener stops the run after a save, once it is durable") {
+  Fixture f({.save_steps = 2});
+  f.listener->stop_after = 2;
+  f.create();
+  f.steps(2);
+  CHECK(f.context.asked.empty());
+  f.steps(1);
+  CHECK(f.context.asked ==
+        std::vector<std::string>{"a checkpoint listener asked for it after saving step 2"});
+}
+
+TEST_CASE("a worker has no saver: it writes nothing and its listeners hear nothing") {
+  Fixture f({.save_steps = 1});
+  f.context.my_rank = 1;
+  f.hook->begin(f.context);
+  f.hook->after_create_session(f.context);
+  f.steps(2);
+  f.hook->end(f.context);
+  CHECK(f.saved().empty());
+  CHECK(f.listener->begun == 0);
+  CHECK(f.listener->before.empty());
+  CHECK(f.listener->ended.empty());
+}
+
+TEST_CASE("a rank's wish for a save is heard in the tally") {
+  Fixture f({.save_steps = 100});
+  f.create();
+  f.steps(1);
+  Tally tally(3);
+  tally.say(Says::save);
+  f.context.step(*f.hook, {}, tally);
+  CHECK(f.saved() == Steps{0, 2});
+}
+
+TEST_CASE("values that are not finite are never published") {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                          -std::numeric_limits<float>::infinity()}) {
+    Fixture f({.save_steps = 1});
+    f.create();
+    f.steps(1);
+    f.context.model.parameters()[2] = bad;
+    f.steps(1);
+    f.hook->end(f.context);
+    CHECK(f.saved() == Steps{0, 1});
+    CHECK(f.context.messages->lines.back().find("step 2 is not saved: 'w'") == 0);
+  }
+  Fixture f({.save_steps = 1});
+  f.create();
+  f.context.model.parameters()[2] = std::numeric_limits<float>::max();
+  f.context.model.parameters()[1] = std::numeric_limits<float>::denorm_min();
+  f.steps(1);
+  CHECK(f.saved() == Steps{0, 1});
+}
+
+TEST_CASE("a failed save is tried again at the next interval; a final one that fails is an error") {
+  Fixture f({.save_steps = 2});
+  f.create();
+  f.directory->full = true;
+  f.steps(2);
+  f.directory->full = false;
+  f.steps(2);
+  CHECK(f.saved() == Steps{0, 4});
+  f.steps(1);
+  f.directory->full = true;
+  CHECK_THROWS_AS(f.hook->end(f.context), IoError);
+  CHECK(f.listener->ended == Steps{5});
+}
+
+TEST_CASE("the failure of the final save is not hidden by an earlier one that went well") {
+  Fixture f({.save_steps = 2});
+  f.create();
+  f.steps(2);  // saved, and nobody has looked at the result yet
+  f.context.model.parameters()[0] += 1;
+  f.hook->save_again();
+  f.directory->full = true;
+  CHECK_THROWS_AS(f.hook->end(f.context), IoError);
+  CHECK(f.listener->after == Steps{0, 2});
+}
+
+TEST_CASE("a step whose save failed is saved again at the end") {
+  Fixture f({.save_steps = 2});
+  f.create();
+  f.directory->full = true;
+  f.steps(2);
+  f.directory->full = false;
+  f.hook->end(f.context);
+  CHECK(f.saved() == Steps{0, 2});
+}
+
+TEST_CASE("stop_on_failure turns a failed save into an error of the next step") {
+  Fixture f({.save_steps = 2, .stop_on_failure = true});
+  f.create();
+  f.directory->full = true;
+  f.steps(2);
+  CHECK_THROWS_AS(f.steps(1), IoError);
+}
+
+TEST_CASE("what changed after the step was saved is saved at the end, under a higher name") {
+  Fixture f({.save_steps = 2});
+  f.create();
+  f.steps(2);
+  f.context.model.parameters()[0] = 42;
+  f.hook->save_again();
+  f.hook->end(f.context);
+  CHECK(f.saved() == Steps{0, 2, 2});
+}
+
+}  // namespace lockstep

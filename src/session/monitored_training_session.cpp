@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <limits>
+#include <type_traits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -21,9 +23,23 @@
 namespace lockstep {
 namespace {
 
-/// Thrown through a step when the tally says that some rank failed in it. Not an Error: no user code should
+/// Thrown through a step when the tally says that nobody goes on with it. Not an Error: no user code should
 /// catch it.
 struct StepAbandoned {};
+
+/// In place of the names of a step's values: this rank does not run a step, it closes.
+constexpr std::uint64_t kClosing = 0x636c6f73696e67;
+
+/// The exception being handled, as one that can be told to other ranks.
+std::exception_ptr current_failure() {
+  try {
+    throw;
+  } catch (const std::exception&) {
+    return std::current_exception();
+  } catch (...) {
+    return std::make_exception_ptr(TrainingError("an exception of an unknown type"));
+  }
+}
 
 template <class T>
 std::optional<T> interval(std::optional<T> value, std::string_view name) {
@@ -31,6 +47,18 @@ std::optional<T> interval(std::optional<T> value, std::string_view name) {
     throw UsageError(fmt::format("{} is {}; give an interval above 0, or 0 for none", name, *value));
   }
   return value && *value == 0 ? std::nullopt : value;
+}
+
+void check_limit(double seconds, std::string_view name) {
+  if (!(seconds >= 0)) {
+    throw UsageError(fmt::format("{} is {}; give seconds above 0, or 0 for no limit", name, seconds));
+  }
+}
+
+Communicator patient(const Communicator& comm, double seconds) {
+  WaitPolicy policy = comm.policy();
+  policy.limit = Seconds(seconds >= 0 ? seconds : 0);
+  return comm.with_policy(policy);
 }
 
 void compare_ranks(const Communicator& comm, std::string_view what, const std::string& mine) {
@@ -45,12 +73,13 @@ void compare_ranks(const Communicator& comm, std::string_view what, const std::s
   // Show the first line that differs, not the whole.
   const auto lines = [](const std::string& text, std::size_t at) {
     const std::size_t begin = at == 0 ? 0 : text.rfind('\n', at - 1) + 1;
-    return text.substr(begin, text.find('\n', at) - begin);
+    const std::string line = text.substr(begin, text.find('\n', at) - begin);
+    return line.empty() ? std::string("nothing more") : "'" + line + "'";
   };
   std::size_t at = 0;
   while (at < of_chief.size() && at < of_odd.size() && of_chief[at] == of_odd[at]) ++at;
   throw EnvironmentError(fmt::format(
-      "ranks disagree on {}: rank 0 has '{}', rank {} has '{}'; start all ranks with the same program and "
+      "ranks disagree on {}: rank 0 has {}, rank {} has {}; start all ranks with the same program and "
       "options",
       what, lines(of_chief, std::min(at, of_chief.size())), odd, lines(of_odd, std::min(at, of_odd.size()))));
 }
@@ -59,30 +88,49 @@ void compare_ranks(const Communicator& comm, std::string_view what, const std::s
 
 class MonitoredTrainingSession::Impl final : public RunContext, public StepContext {
  public:
-  Impl(const Communicator& comm, State& state, MonitoredTrainingSessionOptions options)
-      : comm_(comm),
+  Impl(Communicator comm, State& state, MonitoredTrainingSessionOptions options)
+      : comm_(std::move(comm)),
+        start_(patient(comm_, options.max_wait_secs)),
         state_(state),
         options_(std::move(options)),
         config_(options_.config),
-        log_(comm.is_chief() ? config_.log : Log()),
-        topology_(comm, config_.ranks_per_node),
+        log_(comm_.is_chief() ? config_.log : Log()),
         started_(config_.clock->now()) {
-    create_hooks();
-    compare_at_start();
-    for (std::size_t i = 0; i < hooks_.size(); ++i) {
-      beginning_chief_only_ = i < chief_only_count_;
-      hooks_[i]->begin(*this);
-    }
-    in_begin_ = false;
-    open_directory();
+    std::string hooks;
+    together([&] {
+      create_hooks();
+      for (std::size_t i = chief_only_count_; i < hooks_.size(); ++i) hooks += hooks_[i]->describe() + "\n";
+    });
+    compare_at_start(hooks);
+    topology_.emplace(comm_, config_.ranks_per_node);
     try {
+      together([&] {
+        for (; begun_ < hooks_.size(); ++begun_) {
+          beginning_chief_only_ = begun_ < chief_only_count_;
+          hooks_[begun_]->begin(*this);
+        }
+      });
+      in_begin_ = false;
+      open_directory();
       create();
     } catch (const std::exception& error) {
-      // From here on the directory is ours, and scripts look there for how the run ended.
+      tell_hooks(error);
+      // Where the directory is ours, scripts look there for how the run ended.
       write_status("failed", exit_code_of(error), error.what());
+      release_directory();
       throw;
     }
   }
+
+  ~Impl() override {
+    try {
+      release_directory();
+    } catch (const std::exception& error) {
+      log_.error(error.what());
+    }
+  }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
 
   // --- the session ---
 
@@ -100,27 +148,31 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
       values = step(*this);
     } catch (const StepAbandoned&) {
     } catch (const EndOfInput&) {
-      ballot_.say(Says::end_of_input);
-      dropped = true;
-    } catch (const DeadlineExceeded&) {
-      lose_contact();
-      throw;
+      if (ballot_sent_) {
+        failure = std::make_exception_ptr(UsageError(
+            "a step threw EndOfInput after it had reduced, when the others could no longer drop the step; "
+            "look for data before reducing"));
+      } else {
+        ballot_.say(Says::end_of_input);
+        dropped = true;
+      }
     } catch (...) {
-      failure = std::current_exception();
+      failure = current_failure();
     }
+    if (lost_) lose_contact();
     try {
       complete_step(values, failure, dropped);
-      if (!failure && !dropped && !ended_input_) after_step(values, failure);
+      if (!failure && !ended_input_) after_step(values, failure);
       if (failure) {
-        // It came after the ballot of its step: the others hear of it in their next collective, whatever that
-        // is.
+        // It came after the ballot of its step: the others hear of it in their next collective, be that of a
+        // step or of the close.
         begin_step();
         ballot_.say(Says::error);
-        send_ballot();
+        send_ballot(reduces_);
         agree_on_failure(failure);
       }
     } catch (const DeadlineExceeded&) {
-      lose_contact();
+      closed_ = true;
       throw;
     }
   }
@@ -130,19 +182,31 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     if (!stopping_) set_stopping("closed by the program", false);
     // What a rank said after its last step, above all an error, still reaches all.
     begin_step();
+    ballot_.set_values({}, kClosing);
     try {
-      send_ballot();
+      send_ballot(reduces_);
       if (tally_.anyone_says(Says::error)) agree_on_failure(nullptr);
+      if (!tally_.agrees()) fail_in_disagreement();
       end();
     } catch (const DeadlineExceeded&) {
-      lose_contact();
+      closed_ = true;
       throw;
     }
   }
 
+  /// An exception of the program passes between two steps. Nothing can be agreed any more: the other ranks
+  /// hear of it when their wait ends.
   void abandon() noexcept {
     closed_ = true;
-    saver_.reset();
+    const std::string problem = fmt::format(
+        "an exception left the program after step {}; what came after the newest checkpoint is lost",
+        state_.global_step());
+    try {
+      log_.error(problem);
+      write_status("failed", ExitCode::internal, problem);
+    } catch (const std::exception&) {
+      // The exception under way says more.
+    }
   }
 
   bool closed() const noexcept { return closed_; }
@@ -150,7 +214,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   bool stopped_early() const noexcept { return stopped_early_; }
   const std::string& restored_from() const noexcept { return restored_from_; }
   const Reducer& reducer() const noexcept { return *reducer_; }
-  const Topology& topology() const noexcept { return topology_; }
+  const Topology& topology() const noexcept { return *topology_; }
 
   // --- RunContext ---
 
@@ -178,7 +242,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   }
 
   void request_stop(std::string_view reason) override {
-    if (own_stop_reason_.empty()) own_stop_reason_ = reason;
+    if (own_stop_reason_.empty()) own_stop_reason_ = reason.empty() ? "no reason given" : reason;
   }
 
   void request_stop_all(std::string_view reason) override { set_stopping(std::string(reason), false); }
@@ -190,6 +254,11 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   std::int64_t number() const override { return state_.global_step(); }
 
   std::span<const float> reduce(std::span<const float> gradients, StepValues& local) override {
+    if (config_.share_parameters) {
+      throw UsageError(
+          "reduce(gradients) is for parameters of one's own; with share_parameters use begin_micro_batch, "
+          "update slice() and call finish");
+    }
     if (gradients.size() != state_.parameter_elements()) {
       throw UsageError(
           fmt::format("reduce() got {} gradients (the state has {} parameter elements, padding included)",
@@ -198,8 +267,8 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     if (reducer_->micro_batches().size() != 1) {
       throw UsageError("reduce(gradients) is for one micro-batch a rank; use begin_micro_batch for others");
     }
-    std::ranges::copy(gradients, reducer_->begin_micro_batch().begin());
-    reducer_->end_micro_batch();
+    std::ranges::copy(gradients, begin_micro_batch().begin());
+    end_micro_batch();
     set_ballot_values(local);
     reduce_micro_batches();
     finish();
@@ -209,20 +278,30 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   }
 
   MicroBatchRange micro_batches() const override { return reducer_->micro_batches(); }
-  std::span<float> begin_micro_batch() override { return reducer_->begin_micro_batch(); }
-  void end_micro_batch() override { reducer_->end_micro_batch(); }
+  std::int64_t micro_batches_in_step() const override { return micro_batches_; }
+  std::span<float> begin_micro_batch() override {
+    return in_contact([&] { return reducer_->begin_micro_batch(); });
+  }
+  void end_micro_batch() override {
+    reducer_->end_micro_batch();
+    ++micro_batches_done_;
+  }
   void say_not_finite() override { ballot_.say(Says::not_finite); }
 
   void reduce_micro_batches() override {
     if (ballot_sent_) throw UsageError("a step reduces twice; sum everything in one go");
-    finish_ballot();
-    ballot_sent_ = true;
-    reduces_ = true;
-    tally_ = reducer_->reduce(ballot_);
-    if (tally_.anyone_says(Says::error) || tally_.anyone_says(Says::end_of_input)) throw StepAbandoned{};
-    check_agreement();
+    if (micro_batches_done_ != reducer_->micro_batches().size()) {
+      throw UsageError(fmt::format("a step reduces after {} micro-batches ({} are this rank's); compute all",
+                                   micro_batches_done_, reducer_->micro_batches().size()));
+    }
+    send_ballot(true);
+    if (tally_.anyone_says(Says::error) || tally_.anyone_says(Says::end_of_input) || !tally_.agrees()) {
+      throw StepAbandoned{};
+    }
     unfinished_ = true;
   }
+
+  bool shares_parameters() const override { return config_.share_parameters; }
 
   ElementRange slice() const override {
     return config_.share_parameters ? reducer_->slice() : ElementRange{0, state_.parameter_elements()};
@@ -233,7 +312,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   void finish() override {
     if (!unfinished_) return;
     unfinished_ = false;
-    reducer_->finish();
+    in_contact([&] { reducer_->finish(); });
   }
 
  private:
@@ -241,16 +320,19 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
 
   void create() {
     if (!state_.frozen()) freeze();
+    compare_entries();
     // A guess until the first step has shown it: a rank that fails in that step must meet the others'
     // reduction.
     reduces_ = state_.parameter_elements() > 0;
-    const std::int64_t micro_batches = config_.micro_batches == 0 ? comm_.size() : config_.micro_batches;
-    reducer_ = make_reducer(config_.reduction, topology_, state_.parameter_elements(), micro_batches);
+    micro_batches_ = config_.micro_batches == 0 ? comm_.size() : config_.micro_batches;
+    reducer_ = make_reducer(config_.reduction, *topology_, state_.parameter_elements(), micro_batches_);
     restore_or_initialize();
     attach_saver();
     report_start();
     write_status("running", std::nullopt);
-    for (const auto& hook : hooks_) hook->after_create_session(*this);
+    together([&] {
+      for (const auto& hook : hooks_) hook->after_create_session(*this);
+    });
   }
 
   void create_hooks() {
@@ -259,6 +341,14 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     const auto summary_steps = interval(options_.save_summaries_steps, "save_summaries_steps");
     const auto summary_secs = interval(options_.save_summaries_secs, "save_summaries_secs");
     const auto count_steps = interval(options_.log_step_count_steps, "log_step_count_steps");
+    check_limit(options_.max_wait_secs, "max_wait_secs");
+    check_limit(options_.stop_grace_period_secs, "stop_grace_period_secs");
+    check_limit(config_.max_run_secs, "max_run_secs");
+    if (config_.share_parameters && state_.frozen()) {
+      throw UsageError(
+          "share_parameters needs a state that the session freezes: memory that is already there cannot be "
+          "shared; do not call freeze");
+    }
     if (options_.summary_dir.empty()) options_.summary_dir = options_.checkpoint_dir;
     if (comm_.is_chief()) hooks_ = options_.chief_only_hooks;
     chief_only_count_ = hooks_.size();
@@ -277,13 +367,30 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     for (const auto& hook : hooks_) {
       if (!hook) throw UsageError("a hook is null");
     }
+    find_saver();
   }
 
-  void compare_at_start() {
-    std::string hooks;
-    for (std::size_t i = chief_only_count_; i < hooks_.size(); ++i) hooks += hooks_[i]->describe() + "\n";
-    compare_ranks(comm_, "hooks", hooks);
-    std::string layout;
+  /// A directory has one saver: the default one, or one that the user brings.
+  void find_saver() {
+    for (const auto& hook : hooks_) {
+      const auto found = std::dynamic_pointer_cast<CheckpointSaverHook>(hook);
+      if (!found || found == saver_) continue;
+      if (saver_) {
+        throw UsageError(
+            fmt::format("two hooks save checkpoints ('{}' and '{}'), but a directory has one saver; set "
+                        "save_checkpoint_secs and save_checkpoint_steps to 0 to use your own alone",
+                        saver_->describe(), found->describe()));
+      }
+      if (options_.checkpoint_dir.empty()) {
+        throw UsageError(fmt::format("'{}' has nowhere to save to; set checkpoint_dir", found->describe()));
+      }
+      saver_ = found;
+    }
+  }
+
+  void compare_at_start(const std::string& hooks) {
+    compare_ranks(start_, "hooks", hooks);
+    std::string layout = state_.frozen() ? "frozen\n" : "not yet frozen\n";
     for (const Tensor& tensor : state_.parameter_tensors()) {
       layout += fmt::format("parameter {} {}\n", tensor.name(), to_string(tensor.shape()));
     }
@@ -292,30 +399,40 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     }
     for (const std::string& slot : state_.slot_names()) layout += fmt::format("slot {}\n", slot);
     for (const auto& [key, value] : state_.settings()) layout += fmt::format("{} = {}\n", key, value);
-    compare_ranks(comm_, "the model or its settings", layout);
+    compare_ranks(start_, "the model or its settings", layout);
     compare_ranks(
-        comm_, "options",
-        fmt::format("checkpoint_dir = {}\nreduction = {}\nmicro_batches = {}\nmax_run_secs = {}\n{}",
+        start_, "options",
+        fmt::format("checkpoint_dir = {}\nreduction = {}\nmicro_batches = {}\nshare_parameters = {}\n"
+                    "ranks_per_node = {}\nmax_run_secs = {}\nfresh = {}\nrestore_from = {}\n{}",
                     options_.checkpoint_dir.string(), static_cast<int>(config_.reduction),
-                    config_.micro_batches, config_.max_run_secs, config_.identity));
+                    config_.micro_batches, config_.share_parameters, config_.ranks_per_node,
+                    config_.max_run_secs, config_.fresh, config_.restore_from, config_.identity));
+  }
+
+  /// With what is known only after `freeze`: attached memory.
+  void compare_entries() const {
+    std::string layout;
+    for (const Entry& entry : state_.entries()) {
+      layout += fmt::format("{} {} {}\n", entry.path, to_string(entry.type), to_string(entry.shape));
+    }
+    compare_ranks(start_, "what a checkpoint holds", layout);
   }
 
   void open_directory() {
-    WaitPolicy patient = comm_.policy();
-    patient.limit = Seconds(options_.max_wait_secs);
-    on_chief(comm_.with_policy(patient), "the chief to open the checkpoint directory", [&] {
+    on_chief(start_, "the chief to open the checkpoint directory", [&] {
       if (!options_.checkpoint_dir.empty()) {
+        std::shared_ptr<Directory> directory;
         try {
-          directory_ = config_.files->create_directory(options_.checkpoint_dir);
+          directory = config_.files->create_directory(options_.checkpoint_dir);
         } catch (const FileError& error) {
           throw IoError(
               fmt::format("{}; choose a directory that the chief can write with --checkpoint_dir. Nothing "
                           "has been trained yet",
                           error.what()));
         }
-        lock_ = std::make_unique<DirectoryLock>(directory_, *config_.clock, *config_.executor, log_,
+        lock_ = std::make_unique<DirectoryLock>(directory, *config_.clock, *config_.executor, log_,
                                                 *config_.process, LockOptions{.steal = config_.steal});
-        restarts_ = 0;
+        directory_ = std::move(directory);  // not before: what another job owns stays as it is
         if (const auto before = read_status(*directory_)) restarts_ = before->restarts + 1;
       }
       if (!options_.summary_dir.empty()) {
@@ -329,7 +446,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
 
   void freeze() {
     if (config_.share_parameters) {
-      NodeAllocator allocator(topology_.node);
+      NodeAllocator allocator(topology_->node);
       state_.freeze(allocator);
     } else {
       PlainAllocator allocator;
@@ -345,19 +462,19 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         .basename = options_.scaffold.saver.basename,
         .shared_arenas = std::nullopt,
         .log = log_};
-    const Communicator leaders = topology_.column;  // meaningful for local rank 0 alone
-    const bool leader = topology_.node.rank() == 0;
+    const Communicator leaders =
+        patient(topology_->column, options_.max_wait_secs);  // meaningful for local rank 0 alone
+    const bool leader = topology_->node.rank() == 0;
     if (config_.share_parameters)
       restore.shared_arenas = SharedArenas{leader ? std::optional(leaders) : std::nullopt};
     if (!options_.checkpoint_dir.empty()) {
-      if (const auto restored = restore_latest(comm_, directory_.get(), state_, restore)) {
+      if (const auto restored = restore_latest(start_, directory_.get(), state_, restore)) {
         restored_step_ = restored->step;
         restored_from_ = restored->name;
       }
     }
-    std::exception_ptr failure;
     if (!restored_step_) {
-      on_chief(comm_, "the chief to initialize", [&] {
+      on_chief(start_, "the chief to initialize", [&] {
         if (options_.scaffold.init_fn) options_.scaffold.init_fn(state_);
       });
       for (const Entry& entry : state_.entries()) {
@@ -367,17 +484,14 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         if (config_.share_parameters && in_arena) {
           if (leader) leaders.broadcast(bytes);
         } else if (!entry.path.starts_with("/config/")) {
-          comm_.broadcast(bytes);
+          start_.broadcast(bytes);
         }
       }
-      comm_.barrier("the first values of the state");
+      start_.barrier("the first values of the state");
     }
-    try {
+    together([&] {
       if (options_.scaffold.local_init_fn) options_.scaffold.local_init_fn(state_);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    throw_together(comm_, failure);
+    });
   }
 
   bool is_parameter(const Entry& entry) const {
@@ -386,28 +500,27 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   }
 
   void attach_saver() {
-    if (!saver_) return;
+    if (options_.checkpoint_dir.empty()) return;
     std::shared_ptr<Saver> saver;
-    on_chief(comm_, "the chief to probe the checkpoint directory", [&] {
+    on_chief(start_, "the chief to probe the checkpoint directory", [&] {
+      if (!saver_) return;
       saver = std::make_shared<Saver>(directory_, state_.entries(), options_.scaffold.saver, *config_.clock,
                                       *config_.executor, log_, lock_->token(), *config_.process);
       probe_directory(*directory_, saver->image_bytes(), *config_.process);
     });
-    saver_->attach(std::move(saver), restored_step_);
+    if (saver_) saver_->attach(std::move(saver), restored_step_);
   }
 
   void report_start() {
     log_.info(fmt::format("{} rank{} on {} node{}, {} reduction{}", comm_.size(),
-                          comm_.size() == 1 ? "" : "s", topology_.nodes, topology_.nodes == 1 ? "" : "s",
+                          comm_.size() == 1 ? "" : "s", topology_->nodes, topology_->nodes == 1 ? "" : "s",
                           reducer_->name(),
                           config_.share_parameters ? ", parameters shared within nodes" : ""));
     std::string names;
     for (const auto& hook : hooks_) names += (names.empty() ? "" : ", ") + hook->describe();
     if (!names.empty()) log_.info("hooks: " + names);
-    if (!options_.checkpoint_dir.empty()) {
-      log_.info(restored_step_ ? fmt::format("restored step {} from {}", *restored_step_,
-                                             (options_.checkpoint_dir / restored_from_).string())
-                               : fmt::format("a new run in {}", options_.checkpoint_dir.string()));
+    if (!options_.checkpoint_dir.empty() && !restored_step_) {
+      log_.info(fmt::format("a new run in {}", options_.checkpoint_dir.string()));
     }
   }
 
@@ -418,6 +531,19 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     ballot_sent_ = false;
     unfinished_ = false;
     ended_input_ = false;
+    micro_batches_done_ = 0;
+  }
+
+  /// Runs what waits for other ranks inside the user's step, where a wait that reached its limit must be told
+  /// from a DeadlineExceeded of the user.
+  template <class Work>
+  std::invoke_result_t<Work> in_contact(Work&& work) {
+    try {
+      return work();
+    } catch (const DeadlineExceeded&) {
+      lost_ = std::current_exception();
+      throw;
+    }
   }
 
   /// Adds what is not known before the ballot leaves: signals, timers, wishes.
@@ -449,26 +575,26 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     ballot_.set_values({numbers.data(), count}, values.names_digest());
   }
 
-  /// A ballot by itself: of a step that did not reduce, of the close, of an error. After an error it takes
-  /// the shape that the others' next collective most likely has.
-  void send_ballot() {
+  /// `with_sum`: in the shape of a reduction, whatever there is to sum. Ranks whose next collectives meet
+  /// must use one shape, or their messages between nodes do not fit: so once a session reduces, ballots of
+  /// errors and of the close have that shape, too.
+  void send_ballot(bool with_sum) {
     finish_ballot();
     ballot_sent_ = true;
-    tally_ = ballot_.anyone_says(Says::error) && reduces_ && !stopping_ ? reducer_->reduce(ballot_)
-                                                                        : reducer_->exchange(ballot_);
+    tally_ = in_contact([&] { return with_sum ? reducer_->reduce(ballot_) : reducer_->exchange(ballot_); });
   }
 
-  void check_agreement() const {
-    if (tally_.agrees()) return;
-    throw InternalError(
-        "ranks are in different operations of a step: some reduce gradients, some do not, or they return "
-        "values of "
-        "different names; every rank must run the same step");
+  [[noreturn]] void fail_in_disagreement() {
+    // All ranks have the same tally, so all come here.
+    fail(std::make_exception_ptr(EnvironmentError(
+        fmt::format("ranks disagree after step {}: some reduce gradients, some do not, or close, or they "
+                    "return values of different names; every rank must run the same steps",
+                    state_.global_step()))));
   }
 
   /// Brings the step to a state in which all ranks know how it went. `failure` is this rank's own; it is
   /// thrown, with everybody else's, unless it came too late for this step's ballot.
-  void complete_step(StepValues& values, std::exception_ptr& failure, bool dropped) {
+  void complete_step(StepValues& values, const std::exception_ptr& failure, bool dropped) {
     const bool alone = !ballot_sent_;
     if (alone) {
       if (failure) {
@@ -477,23 +603,20 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         set_ballot_values(values);
       }
       // A rank that failed before reducing meets the others in their reduction.
-      if ((failure || dropped) && reduces_) {
-        finish_ballot();
-        ballot_sent_ = true;
-        tally_ = reducer_->reduce(ballot_);
-      } else {
-        send_ballot();
-      }
+      send_ballot((failure || dropped) && reduces_);
     } else {
+      if (failure && unfinished_ && config_.share_parameters) spoil_my_slice();
       finish();
     }
     if (tally_.anyone_says(Says::error)) agree_on_failure(failure);
     if (tally_.anyone_says(Says::end_of_input)) {
       ended_input_ = true;
       set_stopping(fmt::format("end of input on rank {}", tally_.first_rank(Says::end_of_input)), false);
-    } else if (!failure) {
+    } else if (!tally_.agrees()) {
+      fail_in_disagreement();
+    } else {
+      reduces_ = tally_.elements() > 0;
       if (alone) {
-        check_agreement();
         for (int i = 0; i < tally_.value_count(); ++i) {
           values.all()[static_cast<std::size_t>(i)].value = tally_.value_mean(i);
         }
@@ -501,6 +624,14 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
       state_.set_global_step(state_.global_step() + 1);
     }
     heed_tally();
+  }
+
+  /// This rank failed where it should have updated its slice, and the others do not know yet. Shared
+  /// parameters that were updated in part must not look like a step: what is not finite is never saved.
+  void spoil_my_slice() {
+    const ElementRange mine = reducer_->slice();
+    std::ranges::fill(state_.parameters().subspan(mine.first, mine.size()),
+                      std::numeric_limits<float>::quiet_NaN());
   }
 
   void heed_tally() {
@@ -529,7 +660,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     try {
       for (const auto& hook : hooks_) hook->after_run(*this, run_values);
     } catch (...) {
-      failure = std::current_exception();
+      failure = current_failure();
     }
   }
 
@@ -543,27 +674,73 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   // --- ends ---
 
   /// The failure that all ranks throw; null when none has one.
-  std::exception_ptr agreed_failure(const std::exception_ptr& own) {
+  std::exception_ptr agreed_failure(const Communicator& comm, const std::exception_ptr& own) const {
     try {
-      throw_together(comm_, own);
+      throw_together(comm, own);
     } catch (...) {
-      return std::current_exception();
+      const std::exception_ptr agreed = std::current_exception();
+      return agreed == own && comm.rank() != 0 ? with_rank(own) : agreed;
     }
     return nullptr;
   }
 
+  /// This rank's own failure as the others tell it. A type that is not ours is left as it is: they cannot
+  /// throw it, but a handler here may be waiting for it.
+  std::exception_ptr with_rank(const std::exception_ptr& own) const {
+    try {
+      std::rethrow_exception(own);
+    } catch (const Error& error) {
+      try {
+        throw_error(error.exit_code(), fmt::format("rank {}: {}", comm_.rank(), error.what()));
+      } catch (...) {
+        return std::current_exception();
+      }
+    } catch (...) {
+      return own;
+    }
+  }
+
+  /// Runs a part of the creation that may fail on one rank alone; throws on all if it does.
+  template <class Work>
+  void together(Work work) {
+    std::exception_ptr failure;
+    try {
+      work();
+    } catch (...) {
+      failure = current_failure();
+    }
+    if (const auto agreed = agreed_failure(start_, failure)) std::rethrow_exception(agreed);
+  }
+
   [[noreturn]] void agree_on_failure(const std::exception_ptr& own) {
-    std::exception_ptr agreed = agreed_failure(own);
+    std::exception_ptr agreed = agreed_failure(comm_, own);
     if (!agreed)
       agreed = std::make_exception_ptr(InternalError("a rank said that it failed and then did not"));
+    fail(agreed);
+  }
+
+  /// Ends the session with an error that all ranks have.
+  [[noreturn]] void fail(const std::exception_ptr& agreed) {
     closed_ = true;
     try {
       std::rethrow_exception(agreed);
     } catch (const std::exception& error) {
-      set_stopping(error.what(), false);
-      for (const auto& hook : hooks_) hook->on_error(*this, error);
+      stopping_ = true;
+      stopped_early_ = false;
+      stop_reason_ = error.what();
+      tell_hooks(error);
     }
     report_failure(agreed);
+  }
+
+  void tell_hooks(const std::exception& error) {
+    for (std::size_t i = 0; i < hooks_.size() && i <= begun_; ++i) {
+      try {
+        hooks_[i]->on_error(*this, error);
+      } catch (...) {
+        log_.error(fmt::format("on_error of {} threw; it must not", hooks_[i]->name()));
+      }
+    }
   }
 
   [[noreturn]] void report_failure(const std::exception_ptr& agreed) {
@@ -579,26 +756,37 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
 
   /// A rank is missing: nothing more can be agreed. `status.json` stays at "running", which scripts take as a
   /// lost job.
-  void lose_contact() { closed_ = true; }
+  [[noreturn]] void lose_contact() {
+    closed_ = true;
+    std::rethrow_exception(lost_);
+  }
 
   void end() {
     closed_ = true;
-    // After a signal little time may be left: what there is goes to disk before hooks take their time to end.
-    if (stopped_early_ && saver_) saver_->save_and_wait(*this);
     std::exception_ptr failure;
-    for (const bool last : {false, true}) {
-      for (const auto& hook : hooks_) {
-        if (hook->ends_last() != last) continue;
-        try {
-          hook->end(*this);
-        } catch (...) {
-          // The others still end, and the final save is still made.
-          if (!failure) failure = std::current_exception();
-        }
+    const auto guarded = [&](auto&& work) {
+      try {
+        work();
+      } catch (...) {
+        // The other hooks still end, and the final save is still made.
+        if (!failure) failure = current_failure();
       }
+    };
+    // After a signal little time may be left: what there is goes to disk before hooks take their time to end.
+    if (stopped_early_ && saver_) guarded([&] { saver_->save_and_wait(*this); });
+    const bool saves = saver_ && comm_.is_chief();
+    const Digest before = saves ? content_digest(state_.entries()) : Digest{};
+    for (const auto& hook : hooks_) {
+      if (!hook->ends_last()) guarded([&] { hook->end(*this); });
+    }
+    if (saves && content_digest(state_.entries()) != before) saver_->save_again();
+    for (const auto& hook : hooks_) {
+      if (hook->ends_last()) guarded([&] { hook->end(*this); });
     }
     summary_.flush();
-    if (const std::exception_ptr agreed = agreed_failure(failure)) report_failure(agreed);
+    if (const std::exception_ptr agreed = agreed_failure(comm_, failure)) {
+      report_failure(agreed);
+    }
     write_status(stopped_early_ ? "stopped" : "done", stopped_early_ ? ExitCode::try_again : ExitCode::done);
     log_.info(fmt::format("stopped after step {}: {}", state_.global_step(), stop_reason_));
     // The chief leaves last: nobody finds it gone while it still saves.
@@ -630,15 +818,17 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     lock_.reset();
   }
 
-  const Communicator& comm_;
+  Communicator comm_;
+  Communicator start_;  ///< the same, with the patience that the creation has
   State& state_;
   MonitoredTrainingSessionOptions options_;
   SessionConfig& config_;
   Log log_;
-  Topology topology_;
+  std::optional<Topology> topology_;
   Seconds started_;
   std::vector<std::shared_ptr<SessionRunHook>> hooks_;
   std::size_t chief_only_count_ = 0;
+  std::size_t begun_ = 0;  ///< hooks whose `begin` has returned
   std::shared_ptr<CheckpointSaverHook> saver_;
   std::vector<SecondOrStepTimer*> timers_;
   std::vector<SecondOrStepTimer*> chief_timers_;
@@ -648,6 +838,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   std::unique_ptr<DirectoryLock> lock_;
   SummaryWriter summary_;
   std::unique_ptr<Reducer> reducer_;
+  std::int64_t micro_batches_ = 0;  ///< of a step, over all ranks
   std::optional<std::int64_t> restored_step_;
   std::string restored_from_;
   std::int64_t restarts_ = 0;
@@ -655,9 +846,11 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   Tally ballot_;
   Tally tally_;
   bool ballot_sent_ = false;
-  bool reduces_ = false;     ///< steps of this session reduce gradients
+  bool reduces_ = false;     ///< the last step reduced gradients; before the first, a guess
   bool unfinished_ = false;  ///< this step reduced and has not called finish
   bool ended_input_ = false;
+  std::int64_t micro_batches_done_ = 0;
+  std::exception_ptr lost_;  ///< a wait of this step reached its limit
   std::string own_stop_reason_;
   bool out_of_time_ = false;
   bool wants_save_ = false;
@@ -668,9 +861,9 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   std::string stop_reason_;
 };
 
-MonitoredTrainingSession::MonitoredTrainingSession(const Communicator& comm, State& state,
+MonitoredTrainingSession::MonitoredTrainingSession(Communicator comm, State& state,
                                                    MonitoredTrainingSessionOptions options)
-    : impl_(std::make_unique<Impl>(comm, state, std::move(options))) {}
+    : impl_(std::make_unique<Impl>(std::move(comm), state, std::move(options))) {}
 
 MonitoredTrainingSession::~MonitoredTrainingSession() {
   if (impl_->closed()) return;
@@ -682,6 +875,8 @@ MonitoredTrainingSession::~MonitoredTrainingSession() {
     impl_->close();
   } catch (const std::exception& error) {
     impl_->log().error(std::string("while closing the session: ") + error.what());
+  } catch (...) {
+    impl_->log().error("while closing the session: an exception of an unknown type");
   }
 }
 

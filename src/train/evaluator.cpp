@@ -3,6 +3,9 @@
 #include <numeric>
 #include <vector>
 
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
 #include <lockstep/reduce/canonical_tree.hpp>
 #include <lockstep/train/evaluator.hpp>
 
@@ -10,6 +13,8 @@ namespace lockstep {
 
 Evaluation evaluate(const Communicator& comm, const Sequential& model, const Kernels& kernels,
                     const Dataset& dataset, std::int64_t micro_batch) {
+  if (micro_batch < 1) throw UsageError(fmt::format("micro_batch is {}; give at least 1", micro_batch));
+  if (dataset.size() < 1) throw DataError("there are no samples to evaluate; give a dataset that has some");
   const std::int64_t pieces = (dataset.size() + micro_batch - 1) / micro_batch;
   const MicroBatchRange owned = owned_range(pieces, comm.rank(), comm.size());
   std::exception_ptr failure;

@@ -17,12 +17,11 @@ constexpr std::int64_t kDefaultMicroBatch = 32;
 std::string nearest_divisors(std::int64_t n, std::int64_t value) {
   std::int64_t below = 1;
   std::int64_t above = n;
-  for (std::int64_t d = 1; d <= n; ++d) {
+  for (std::int64_t d = 1; d <= n / d; ++d) {
     if (n % d != 0) continue;
-    if (d <= value) below = d;
-    if (d >= value) {
-      above = d;
-      break;
+    for (const std::int64_t divisor : {d, n / d}) {
+      if (divisor <= value) below = std::max(below, divisor);
+      if (divisor >= value) above = std::min(above, divisor);
     }
   }
   return below == above ? std::to_string(below) : fmt::format("{} or {}", below, above);
@@ -67,6 +66,12 @@ StepValues Trainer::step(StepContext& context) {
   const float scale = 1.0F / static_cast<float>(parts_.batch.global_batch);
   const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
   const auto sample_elements = static_cast<std::size_t>(parts_.dataset->sample_elements());
+  if (context.micro_batches_in_step() != parts_.batch.micro_batches()) {
+    throw UsageError(fmt::format(
+        "the session sums {} micro-batches a step, the batch of {} samples has {}; set SessionConfig's "
+        "micro_batches to that",
+        context.micro_batches_in_step(), parts_.batch.global_batch, parts_.batch.micro_batches()));
+  }
   if (owned_.size() > 0) {
     const Batch& batch = batches_.get(context.number());
     for (std::size_t m = 0; m < static_cast<std::size_t>(owned_.size()); ++m) {
@@ -82,8 +87,9 @@ StepValues Trainer::step(StepContext& context) {
   }
   context.reduce_micro_batches();
   const ElementRange slice = context.slice();
-  // Parameters of my own: I need the slices of the sum that others have added up.
-  if (slice.size() == elements) context.finish();
+  // Parameters of my own: I need the slices of the sum that others have added up. Shared ones: nobody may go
+  // on before I have updated my slice, even where that is the whole arena.
+  if (!context.shares_parameters()) context.finish();
   const float learning_rate = parts_.schedule.learning_rate(context.number());
   parts_.optimizer.apply(slice, parts_.state.parameters(), context.sum().first(elements), slots_,
                          {.learning_rate = learning_rate, .step = context.number()});

@@ -33,7 +33,7 @@ struct SessionConfig {
   bool stop_on_save_failure = false;
 
   bool fresh = false;                       ///< set existing checkpoints aside and begin anew
-  std::string restore_from;                 ///< base name of the checkpoint to go on from; empty: the newest
+  std::string restore_from = {};            ///< base name of the checkpoint to go on from; empty: the newest
   std::set<std::string> allow_change = {};  ///< settings that may differ from the checkpoint's
   std::string steal = {};                   ///< job id of a holder of the directory that may be pushed out
   std::string identity = {};                ///< what else must be equal on all ranks (version, options)
@@ -72,7 +72,7 @@ struct MonitoredTrainingSessionOptions {
 ///                   \__________________/
 ///                     (an error of any rank: closed, thrown on all)
 ///
-/// One thread uses it. `comm` and `state` must outlive it. Every function is collective over `comm` unless it
+/// One thread uses it. `state` must outlive it. Every function is collective over `comm` unless it
 /// says otherwise. Errors, unless noted, are thrown on all ranks with the same text.
 class MonitoredTrainingSession {
  public:
@@ -85,8 +85,7 @@ class MonitoredTrainingSession {
   /// or the layout of the state, when the directory is in use, or when its checkpoint is of another model;
   /// DataError when there are checkpoints and none is good; IoError when the directory cannot take what must
   /// be saved; DeadlineExceeded when ranks are missing.
-  MonitoredTrainingSession(const Communicator& comm, State& state,
-                           MonitoredTrainingSessionOptions options = {});
+  MonitoredTrainingSession(Communicator comm, State& state, MonitoredTrainingSessionOptions options = {});
 
   /// Closes, but never throws; while an exception unwinds it only reports.
   ~MonitoredTrainingSession();

@@ -11,13 +11,13 @@ namespace lockstep {
 struct Scaffold {
   /// Writes the first values, when nothing was restored. Chief only; the values then reach all ranks. Null:
   /// zeros.
-  std::function<void(State&)> init_fn;
+  std::function<void(State&)> init_fn = {};
 
   /// On every rank, whenever a session is created, after the state has its values: what is not in
   /// checkpoints.
-  std::function<void(State&)> local_init_fn;
+  std::function<void(State&)> local_init_fn = {};
 
-  SaverOptions saver;
+  SaverOptions saver = {};
 };
 
 }  // namespace lockstep

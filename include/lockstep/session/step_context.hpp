@@ -10,7 +10,8 @@
 
 namespace lockstep {
 
-/// Thrown by a step that has no more data. All ranks stop cleanly and drop this step. On one rank or on all.
+/// Thrown by a step that has no more data, before it reduces. All ranks stop cleanly and drop this step. On
+/// one rank or on all.
 class EndOfInput : public std::runtime_error {
  public:
   EndOfInput() : std::runtime_error("end of input") {}
@@ -34,7 +35,8 @@ class StepContext {
 
   /// Sums `gradients` (as many as the state has parameter elements; see State::parameters) over the ranks and
   /// gives back the sum; `local` is replaced by its mean over the ranks. The session must have one
-  /// micro-batch a rank (the default). Collective. The result is valid until the next step begins.
+  /// micro-batch a rank (the default) and not share parameters. Collective. The result is valid until the
+  /// next step begins.
   virtual std::span<const float> reduce(std::span<const float> gradients, StepValues& local) = 0;
   std::span<const float> reduce(std::span<const float> gradients) {
     StepValues none;
@@ -44,9 +46,10 @@ class StepContext {
   // The same in pieces, for steps that own several micro-batches or share parameters between ranks; see
   // Reducer.
 
-  virtual MicroBatchRange micro_batches() const = 0;
-  virtual std::span<float> begin_micro_batch() = 0;  ///< Local.
-  virtual void end_micro_batch() = 0;                ///< Local.
+  virtual MicroBatchRange micro_batches() const = 0;       ///< This rank's. Local.
+  virtual std::int64_t micro_batches_in_step() const = 0;  ///< Over all ranks. Local.
+  virtual std::span<float> begin_micro_batch() = 0;        ///< Local.
+  virtual void end_micro_batch() = 0;                      ///< Local.
 
   /// Something in this rank's part of the step is NaN or infinite: tells all ranks with the ballot. Local;
   /// before reducing.
@@ -56,6 +59,11 @@ class StepContext {
   /// not return, on any rank, when any rank failed in this step: parameters are then untouched.
   virtual void reduce_micro_batches() = 0;
   virtual ElementRange slice() const = 0;
+
+  /// True where the ranks of a node have one copy of the parameters, of which each updates its slice before
+  /// `finish`. False: each has its own, updates all of it, and needs the whole sum: after `finish`. Local.
+  virtual bool shares_parameters() const = 0;
+
   virtual std::span<const float> sum() const = 0;
 
   /// Returns when all ranks of the node have called it: all of `sum` is final, and so are shared parameters

@@ -17,7 +17,8 @@ struct Evaluation {
 
 /// Runs the model over a whole dataset. The ranks share the work; the result has the same bits on any number
 /// of ranks, because the dataset is cut into the same pieces of `micro_batch` samples everywhere. Collective
-/// over `comm`: a broadcast of each rank and two gathers.
+/// over `comm`: a broadcast of each rank and two gathers. Throws on all ranks what any rank threw; UsageError
+/// for a micro_batch below 1, DataError for a dataset without samples.
 Evaluation evaluate(const Communicator& comm, const Sequential& model, const Kernels& kernels,
                     const Dataset& dataset, std::int64_t micro_batch);
 

@@ -1,0 +1,149 @@
+"""Promises P1 and P2 with real programs: killed or stopped at any moment, a run goes on to the same bits."""
+
+import os
+import random
+import signal
+import time
+
+import harness
+from harness import EndToEnd, Job
+
+SEED = int(os.environ.get("LOCKSTEP_TEST_SEED", random.SystemRandom().randrange(1 << 30)))
+
+
+class Resume(EndToEnd):
+    """Runs of a second or two, with many saves."""
+
+    LONG = {"hidden": "256,128", "last_step": 600, "save_checkpoint_steps": 7}
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        print(f"LOCKSTEP_TEST_SEED={SEED}", flush=True)
+        cls.draw = random.Random(SEED)
+
+    def undisturbed(self):
+        if not hasattr(Resume, "expected"):
+            Resume.expected = self.train(2, **{**self.LONG, "save_checkpoint_steps": 0})
+        return Resume.expected
+
+    def check_same(self, report):
+        expected = self.undisturbed()
+        for key in ("parameters_digest", "loss", "test_accuracy", "global_step"):
+            self.assertEqual(report[key], expected[key], key)
+
+    def start(self, ranks, directory, **changes):
+        return Job(ranks, harness.TRAIN, *self.options(**self.LONG | {"checkpoint_dir": directory} | changes))
+
+    def test_killed_again_and_again_on_changing_ranks(self):
+        self.undisturbed()
+        directory = self.folder / "run"
+        kills = 0
+        for ranks in (2, 3, 1, 4, 2):
+            before = harness.newest_step(directory)
+            if before >= 500:
+                break
+            with self.start(ranks, directory) as job:
+                harness.wait_for(lambda: harness.newest_step(directory) > before or job.process.poll() is not None,
+                                 "a checkpoint")
+                time.sleep(self.draw.uniform(0, 0.25))
+                if job.process.poll() is not None:
+                    self.assertEqual(job.process.returncode, 0, job.text())
+                    break
+                job.kill()
+                if before >= 0:
+                    self.assertIn("restored checkpoint", job.text())
+            kills += 1
+            acknowledged = [int(line.split("(step ")[1].split(",")[0]) for line in job.text().splitlines()
+                            if line.startswith("saved checkpoint")]
+            if acknowledged:
+                self.assertGreaterEqual(harness.newest_step(directory), max(acknowledged), "an acknowledged save is lost")
+            self.assertTrue((directory / ".lock").exists(), "the killed job held the directory")
+            status = harness.read_json(directory / "status.json")
+            self.assertEqual(status["state"], "running")
+            shown = harness.execute(harness.INSPECT, directory)
+            self.assertIn("lost: it was running", shown.out)
+        self.assertGreaterEqual(kills, 2)
+        newest = harness.checkpoints(directory)[-1]
+        report = self.train(3, **self.LONG, checkpoint_dir=directory)
+        self.assertEqual(report["restored_from"], newest)
+        self.check_same(report)
+        self.assertEqual(harness.read_json(directory / "status.json")["state"], "done")
+
+    def test_killed_at_the_very_start(self):
+        """Before, while and after the first save: the next launch begins or goes on, but never fails."""
+        directory = self.folder / "run"
+        changes = {"last_step": 20, "hidden": 32, "save_checkpoint_steps": 1}
+        expected = self.train(1, **changes)["parameters_digest"]
+        for _ in range(4):
+            with self.start(2, directory, **{**changes, "last_step": 100000}) as job:
+                harness.wait_for(lambda: len(job.ranks()) == 2 or job.process.poll() is not None, "the ranks")
+                time.sleep(self.draw.uniform(0, 0.4))
+                job.kill()
+            had = harness.newest_step(directory)
+            if had >= 20:
+                break
+        if harness.newest_step(directory) <= 20:
+            report = self.train(2, **changes, checkpoint_dir=directory)
+            self.assertEqual(report["parameters_digest"], expected)
+        else:
+            report = self.train(2, **changes, checkpoint_dir=directory, max_to_keep=0)
+            self.assertIsNone(report["loss"])
+
+    def test_a_signal_to_mpirun_stops_with_a_save(self):
+        directory = self.folder / "run"
+        with self.start(2, directory, save_checkpoint_steps=0) as job:
+            harness.wait_for(lambda: harness.newest_step(directory) >= 0, "the first save")
+            time.sleep(self.draw.uniform(0.05, 0.3))
+            os.kill(job.process.pid, signal.SIGUSR1)
+            ended = job.wait()
+        self.assertEqual(ended.code, 75, str(ended))
+        self.assertIn("launch again", ended.err)
+        status = harness.read_json(directory / "status.json")
+        self.assertEqual((status["state"], status["exit_code"]), ("stopped", 75))
+        step = harness.newest_step(directory)
+        self.assertGreater(step, 0)
+        self.assertLess(step, 600)
+        self.assertEqual(status["global_step"], step)
+        report = self.train(3, **self.LONG, checkpoint_dir=directory)
+        self.assertEqual(report["restored_from"], f"ckpt-{step:08}.h5")
+        self.check_same(report)
+
+    def test_a_time_limit_stops_with_a_save_and_a_complete_run_does_nothing(self):
+        directory = self.folder / "run"
+        report_file = self.folder / "stopped.json"
+        ended = harness.run(3, harness.TRAIN, *self.options(**self.LONG | {
+            "checkpoint_dir": directory, "save_checkpoint_steps": 0, "max_run_secs": 0.3, "report": report_file}))
+        self.assertEqual(ended.code, 75, str(ended))
+        report = harness.read_json(report_file)
+        self.assertIsNone(report["test_accuracy"], "null unless the run ended by itself")
+        self.assertEqual(harness.newest_step(directory), report["global_step"])
+        self.assertLess(report["global_step"], 600)
+        self.assertEqual(harness.read_json(directory / "status.json")["state"], "stopped")
+        self.check_same(self.train(2, **self.LONG, checkpoint_dir=directory))
+
+        before = harness.snapshot(directory, without=("status.json",))
+        again = self.train(2, **self.LONG, checkpoint_dir=directory)
+        self.assertEqual(again["global_step"], 600)
+        self.assertIsNone(again["loss"], "no step, no loss")
+        self.assertEqual(again["parameters_digest"], self.undisturbed()["parameters_digest"])
+        self.assertEqual(again["test_accuracy"], self.undisturbed()["test_accuracy"])
+        self.assertIn("complete", again["stderr"])
+        after = harness.snapshot(directory, without=("status.json",))
+        self.assertEqual({name for name in after if not name.startswith("events")},
+                         {name for name in before if not name.startswith("events")})
+        for name, digest in before.items():
+            self.assertEqual(after[name], digest, name)
+
+    def test_going_on_further_and_with_other_intervals(self):
+        directory = self.folder / "run"
+        self.train(3, last_step=17, checkpoint_dir=directory, save_checkpoint_steps=5)
+        report = self.train(2, last_step=40, checkpoint_dir=directory, save_checkpoint_steps=11, max_to_keep=2,
+                            prefetch=2)
+        self.assertEqual(report["restored_from"], "ckpt-00000017.h5")
+        self.assertEqual(report["parameters_digest"], self.train(1)["parameters_digest"])
+        self.assertEqual(len(harness.checkpoints(directory)), 2)
+
+
+if __name__ == "__main__":
+    harness.main()

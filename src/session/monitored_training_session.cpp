@@ -96,6 +96,8 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         config_(options_.config),
         log_(comm_.is_chief() ? config_.log : Log()),
         started_(config_.clock->now()) {
+    // The first wait of all: it names the ranks that have not come.
+    start_.barrier("all ranks to create the session");
     std::string hooks;
     together([&] {
       create_hooks();
@@ -328,6 +330,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     reducer_ = make_reducer(config_.reduction, *topology_, state_.parameter_elements(), micro_batches_);
     restore_or_initialize();
     attach_saver();
+    open_summaries();
     report_start();
     write_status("running", std::nullopt);
     together([&] {
@@ -435,12 +438,17 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         directory_ = std::move(directory);  // not before: what another job owns stays as it is
         if (const auto before = read_status(*directory_)) restarts_ = before->restarts + 1;
       }
-      if (!options_.summary_dir.empty()) {
-        summary_ =
-            SummaryWriter(std::make_unique<EventWriter>(config_.files->create_directory(options_.summary_dir),
-                                                        *config_.clock, config_.process->host()),
-                          log_);
-      }
+    });
+  }
+
+  /// Once it is sure that the run begins: one that is refused leaves no file.
+  void open_summaries() {
+    if (options_.summary_dir.empty()) return;
+    on_chief(start_, "the chief to open its event file", [&] {
+      summary_ =
+          SummaryWriter(std::make_unique<EventWriter>(config_.files->create_directory(options_.summary_dir),
+                                                      *config_.clock, config_.process->host()),
+                        log_);
     });
   }
 

@@ -314,6 +314,8 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   void finish() override {
     if (!unfinished_) return;
     unfinished_ = false;
+    // MPI's sum is whole on every rank already, and nobody reads what is another's.
+    if (config_.reduction == ReductionKind::mpi && !config_.share_parameters) return;
     in_contact([&] { reducer_->finish(); });
   }
 

@@ -1,0 +1,124 @@
+#include <sched.h>
+
+#include <lockstep/hooks/nan_tensor.hpp>
+#include <lockstep/hooks/stop_at_step.hpp>
+#include <lockstep/mpi/interop.hpp>
+
+#include "session_support.hpp"
+
+namespace lockstep {
+namespace {
+
+/// What a rank has started.
+struct Count {
+  int sends = 0;
+  int receives = 0;
+  int broadcasts = 0;
+  int gathers = 0;
+  int sums = 0;
+  friend bool operator==(const Count&, const Count&) = default;
+};
+
+/// Passes everything on to a communicator, and counts.
+class CountingTransport final : public Transport {
+ public:
+  CountingTransport(Communicator real, std::shared_ptr<Count> count)
+      : real_(std::move(real)), count_(std::move(count)) {}
+
+  int rank() const noexcept override { return real_.rank(); }
+  int size() const noexcept override { return real_.size(); }
+  Request send(std::span<const std::byte> bytes, int destination, int tag) override {
+    ++count_->sends;
+    return real_.send(bytes, destination, tag);
+  }
+  Request receive(std::span<std::byte> bytes, int source, int tag) override {
+    ++count_->receives;
+    return real_.receive(bytes, source, tag);
+  }
+  Request broadcast(std::span<std::byte> bytes, int root) override {
+    ++count_->broadcasts;
+    real_.broadcast(bytes, root);
+    return {};
+  }
+  Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    ++count_->gathers;
+    const std::string text(reinterpret_cast<const char*>(mine.data()), mine.size());
+    std::byte* out = all.data();
+    for (const std::string& theirs : real_.all_gather_text(text)) {
+      out = std::ranges::copy(std::as_bytes(std::span(theirs)), out).out;
+    }
+    return {};
+  }
+  Request all_reduce_sum(std::span<float> values) override {
+    ++count_->sums;
+    return real_.all_reduce_sum(values);
+  }
+  bool test(Request& request) override { return real_.test(request); }
+  std::shared_ptr<Transport> split(int color, int key) override {
+    return std::make_shared<CountingTransport>(real_.split(color, key), count_);
+  }
+  std::shared_ptr<Transport> split_by_node() override {
+    return std::make_shared<CountingTransport>(real_.split_by_node(), count_);
+  }
+  std::unique_ptr<SharedMemory> share(std::size_t bytes) override { return real_.share(bytes); }
+  void relax(std::uint64_t) override { ::sched_yield(); }
+  [[noreturn]] void abort(int code, std::string_view reason) override {
+    real_.abort(static_cast<ExitCode>(code), reason);
+  }
+
+ private:
+  Communicator real_;
+  std::shared_ptr<Count> count_;
+};
+
+/// What a rank starts in ten steps of a session with all default hooks and a timer in seconds.
+Count messages_of_ten_steps(ReductionKind kind, int per_node, const MonitoredTrainingSession::Step& step) {
+  const auto count = std::make_shared<Count>();
+  const Communicator world(std::make_shared<CountingTransport>(from_mpi(MPI_COMM_WORLD), count));
+  const test::SharedFolder folder(world);
+  test::Rank rank(world);
+  auto options = rank.options(folder.path);
+  options.config.reduction = kind;
+  options.config.ranks_per_node = per_node;
+  options.save_checkpoint_secs = 3;
+  options.save_checkpoint_steps = 4;
+  options.save_summaries_steps = 2;
+  options.log_step_count_steps = 3;
+  options.hooks = {std::make_shared<NanTensorHook>(), std::make_shared<StopAtStepHook>(std::nullopt, 11)};
+  MonitoredTrainingSession session(world, rank.state, options);
+  session.run(step);
+  const Count before = *count;
+  for (int i = 0; i < 10; ++i) {
+    rank.clock->advance(Seconds{1});
+    session.run(step);
+  }
+  const Count after = *count;
+  session.close();
+  return {after.sends - before.sends, after.receives - before.receives, after.broadcasts - before.broadcasts,
+          after.gathers - before.gathers, after.sums - before.sums};
+}
+
+}  // namespace
+
+TEST_CASE("inside a node steps send no message at all, with gradients or without") {
+  CHECK(messages_of_ten_steps(ReductionKind::canonical, 0, test::gradient_step) == Count{});
+  CHECK(messages_of_ten_steps(ReductionKind::canonical, 0, test::plain_step) == Count{});
+}
+
+TEST_CASE(
+    "between nodes the ballot rides on the gradients; alone it is one gather of each node's first rank") {
+  const int ranks = from_mpi(MPI_COMM_WORLD).size();
+  const int others = ranks - 1;  // a node each
+  const Count with_gradients = messages_of_ten_steps(ReductionKind::canonical, 1, test::gradient_step);
+  // A part to each other node, and a sum.
+  CHECK(with_gradients == Count{.sends = 20 * others, .receives = 20 * others});
+  CHECK(messages_of_ten_steps(ReductionKind::canonical, 1, test::plain_step) ==
+        Count{.gathers = ranks > 1 ? 10 : 0});
+}
+
+TEST_CASE("with MPI's reduction a step is one sum") {
+  CHECK(messages_of_ten_steps(ReductionKind::mpi, 0, test::gradient_step) == Count{.sums = 10});
+  CHECK(messages_of_ten_steps(ReductionKind::mpi, 0, test::plain_step) == Count{.sums = 10});
+}
+
+}  // namespace lockstep

@@ -1,0 +1,247 @@
+#include <doctest/doctest.h>
+
+#include <lockstep/hooks/nan_tensor.hpp>
+#include <lockstep/hooks/stop_at_step.hpp>
+#include <lockstep/mpi/simulated_world.hpp>
+#include <lockstep/session/monitored_training_session.hpp>
+#include <lockstep/train/trainer.hpp>
+
+#include "train_support.hpp"
+
+namespace lockstep {
+namespace {
+
+constexpr std::int64_t kSamples = 70;
+constexpr std::int64_t kSteps = 5;
+constexpr std::uint64_t kSeed = 3;
+
+struct Case {
+  KernelChoice kernels = KernelChoice::automatic;
+  BatchPlan batch = {24, 2};
+  std::int64_t hidden = 9;
+  int prefetch = 1;
+  bool threads = false;
+  bool shared = false;
+  int ranks_per_node = 0;
+};
+
+struct Result {
+  std::vector<float> parameters;
+  std::vector<double> losses;
+  friend bool operator==(const Result&, const Result&) = default;
+};
+
+/// What a rank has after some steps of a session.
+Result trained(const Communicator& world, const Case& c) {
+  Sequential model = test::small_model(c.hidden);
+  State state;
+  model.declare(state);
+  const Momentum optimizer(0.9F);
+  optimizer.declare(state);
+  const WarmUp schedule(3, std::make_unique<ConstantRate>(0.1F));
+  const auto kernels = make_kernels(c.kernels);
+  MonitoredTrainingSessionOptions options;
+  options.scaffold.init_fn = [&](State& fresh) { model.initialize(fresh, kSeed); };
+  options.hooks = {std::make_shared<StopAtStepHook>(kSteps)};
+  options.config.micro_batches = c.batch.micro_batches();
+  options.config.share_parameters = c.shared;
+  options.config.ranks_per_node = c.ranks_per_node;
+  options.config.clock = std::make_shared<FakeClock>();
+  const std::shared_ptr<Executor> executor =
+      c.threads ? std::shared_ptr<Executor>(std::make_shared<ThreadExecutor>())
+                : std::make_shared<InlineExecutor>();
+  MonitoredTrainingSession session(world, state, options);
+  Trainer trainer({.model = model,
+                   .optimizer = optimizer,
+                   .schedule = schedule,
+                   .kernels = *kernels,
+                   .dataset = std::make_shared<test::SmallDataset>(kSamples),
+                   .batch = c.batch,
+                   .seed = kSeed,
+                   .state = state,
+                   .executor = *executor,
+                   .prefetch = c.prefetch},
+                  session.reducer().micro_batches());
+  Result result;
+  session.train([&](StepContext& step) {
+    const StepValues values = trainer.step(step);
+    result.losses.push_back(*values.find("loss"));
+    CHECK(values.find("learning_rate") == schedule.learning_rate(step.number()));
+    return values;
+  });
+  for (const Tensor& tensor : state.parameter_tensors()) {
+    result.parameters.insert(result.parameters.end(), tensor.values().begin(), tensor.values().end());
+  }
+  // Padding stays zero, or digests and norms would see it.
+  float all = 0;
+  float named = 0;
+  for (const float value : state.parameters()) all += std::abs(value);
+  for (const float value : result.parameters) named += std::abs(value);
+  CHECK(all == doctest::Approx(named));
+  world.barrier("all to have looked");
+  return result;
+}
+
+/// The same by the definition: all micro-batches one after the other, summed level by level.
+Result computed(const Case& c) {
+  Sequential model = test::small_model(c.hidden);
+  State state;
+  model.declare(state);
+  const Momentum optimizer(0.9F);
+  optimizer.declare(state);
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  model.initialize(state, kSeed);
+  const auto kernels = make_kernels(c.kernels);
+  const test::SmallDataset dataset(kSamples);
+  Sampler sampler(kSeed, kSamples, c.batch.global_batch);
+  Workspace workspace = model.workspace(*kernels, c.batch.micro_batch);
+  const auto slots = optimizer.slots(state);
+  const WarmUp schedule(3, std::make_unique<ConstantRate>(0.1F));
+  Result result;
+  const std::size_t elements = state.parameter_elements();
+  const auto samples = static_cast<std::size_t>(c.batch.micro_batch);
+  for (std::int64_t t = 0; t < kSteps; ++t) {
+    std::vector<std::vector<float>> level;
+    for (std::int64_t m = 0; m < c.batch.micro_batches(); ++m) {
+      std::vector<std::int64_t> indices(samples);
+      sampler.indices(t, m * c.batch.micro_batch, indices);
+      std::vector<float> inputs(samples * 6);
+      std::vector<std::int32_t> labels(samples);
+      dataset.fill(indices, inputs, labels);
+      Arena gradients = allocator.allocate(elements + 16);
+      model.forward_backward(workspace, inputs, std::span<const std::int32_t>(labels),
+                             gradients.values().first(elements),
+                             1.0F / static_cast<float>(c.batch.global_batch), gradients.values()[elements]);
+      level.emplace_back(gradients.values().begin(), gradients.values().end());
+    }
+    while (level.size() > 1) {
+      std::vector<std::vector<float>> above;
+      for (std::size_t i = 0; i + 1 < level.size(); i += 2) {
+        above.push_back(level[i]);
+        for (std::size_t e = 0; e < above.back().size(); ++e) above.back()[e] += level[i + 1][e];
+      }
+      if (level.size() % 2 == 1) above.push_back(level.back());
+      level = std::move(above);
+    }
+    result.losses.push_back(level[0][elements]);
+    optimizer.apply({0, elements}, state.parameters(), std::span(level[0]).first(elements), slots,
+                    {.learning_rate = schedule.learning_rate(t), .step = t});
+  }
+  for (const Tensor& tensor : state.parameter_tensors()) {
+    result.parameters.insert(result.parameters.end(), tensor.values().begin(), tensor.values().end());
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("the same bits as by the definition, on 1 to 5 ranks, however they sit, share and fetch") {
+  for (const KernelChoice kernels : built_kernels()) {
+    // A model within one slice and one of several; 12 micro-batches and a prime number of them.
+    for (const std::int64_t hidden : {9, 1300}) {
+      for (const BatchPlan batch : {BatchPlan{24, 2}, BatchPlan{21, 3}}) {
+        const Result expected = computed({.kernels = kernels, .batch = batch, .hidden = hidden});
+        CHECK(expected.losses.front() > 0.5);
+        CHECK(expected.losses.front() != expected.losses.back());
+        for (int ranks = 1; ranks <= 5; ++ranks) {
+          for (const bool shared : {false, true}) {
+            for (const int per_node : {0, 2}) {
+              const int prefetch = (ranks + per_node) % 3;
+              CAPTURE(ranks);
+              CAPTURE(shared);
+              CAPTURE(per_node);
+              CAPTURE(hidden);
+              int same = 0;
+              SimulatedWorld{ranks, 0, static_cast<std::uint64_t>(7 * ranks + per_node)}.run(
+                  [&](const Communicator& world) {
+                    same += trained(world, {.kernels = kernels,
+                                            .batch = batch,
+                                            .hidden = hidden,
+                                            .prefetch = prefetch,
+                                            .threads = false,
+                                            .shared = shared,
+                                            .ranks_per_node = per_node}) == expected;
+                  });
+              CHECK(same == ranks);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("batches made ahead on a thread change nothing, and ranks without work idle") {
+  Case c;
+  c.batch = {4, 2};
+  const Result expected = computed(c);
+  for (const int prefetch : {0, 1, 3}) {
+    c.prefetch = prefetch;
+    c.threads = true;
+    int same = 0;
+    SimulatedWorld{5}.run([&](const Communicator& world) { same += trained(world, c) == expected; });
+    CHECK(same == 5);
+  }
+}
+
+TEST_CASE("a session that sums another number of micro-batches is refused on all ranks") {
+  int refused = 0;
+  SimulatedWorld{2}.run([&](const Communicator& world) {
+    Sequential model = test::small_model(4);
+    State state;
+    model.declare(state);
+    const Sgd optimizer;
+    const ConstantRate schedule(0.1F);
+    const auto kernels = make_kernels();
+    InlineExecutor executor;
+    MonitoredTrainingSession session(world, state);  // one micro-batch a rank
+    Trainer trainer({.model = model,
+                     .optimizer = optimizer,
+                     .schedule = schedule,
+                     .kernels = *kernels,
+                     .dataset = std::make_shared<test::SmallDataset>(kSamples),
+                     .batch = {8, 1},
+                     .seed = kSeed,
+                     .state = state,
+                     .executor = executor},
+                    session.reducer().micro_batches());
+    try {
+      session.run([&](StepContext& step) { return trainer.step(step); });
+    } catch (const UsageError& error) {
+      refused +=
+          std::string(error.what()).find("sums 2 micro-batches a step, the batch of 8 samples has 8") !=
+          std::string::npos;
+    }
+  });
+  CHECK(refused == 2);
+}
+
+TEST_CASE(
+    "a batch plan takes the largest divisor up to 32, and names the nearest for one that does not fit") {
+  CHECK(batch_plan(240, 0).micro_batch == 30);
+  CHECK(batch_plan(240, 0).micro_batches() == 8);
+  CHECK(batch_plan(128, 0).micro_batch == 32);
+  CHECK(batch_plan(20, 0).micro_batch == 20);
+  CHECK(batch_plan(1, 0).micro_batch == 1);
+  CHECK(batch_plan(37, 0).micro_batch == 1);
+  CHECK(batch_plan(74, 0).micro_batch == 2);
+  CHECK(batch_plan(240, 240).micro_batches() == 1);
+  CHECK_THROWS_AS(batch_plan(0, 1), UsageError);
+  CHECK_THROWS_AS(batch_plan(-8, 1), UsageError);
+  CHECK_THROWS_AS(batch_plan(8, -1), UsageError);
+  const auto text = [](std::int64_t global, std::int64_t micro) {
+    try {
+      batch_plan(global, micro);
+    } catch (const UsageError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  CHECK(text(240, 32).ends_with("choose micro_batch 30 or 40"));
+  CHECK(text(12, 50).ends_with("choose micro_batch 12"));
+  CHECK(text(17, 2).ends_with("choose micro_batch 1 or 17"));
+  CHECK(text(2'000'000'011, 1'000'000'000).ends_with("choose micro_batch 1 or 2000000011"));  // at once
+}
+
+}  // namespace lockstep

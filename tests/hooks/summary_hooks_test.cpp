@@ -48,9 +48,9 @@ TEST_CASE("seconds give global_step/sec at the second trigger and later ones") {
 }
 
 TEST_CASE("a counter and a summary need an interval above 0") {
-  CHECK_THROWS_AS(StepCounterHook(std::nullopt), UsageError);
+  CHECK_THROWS_AS(StepCounterHook{std::nullopt}, UsageError);
   CHECK_THROWS_AS(StepCounterHook(0), UsageError);
-  CHECK_THROWS_AS(SummarySaverHook(std::nullopt), UsageError);
+  CHECK_THROWS_AS(SummarySaverHook{std::nullopt}, UsageError);
   CHECK_THROWS_AS(SummarySaverHook(-8), UsageError);
 }
 

@@ -1,6 +1,10 @@
 // How fast is the canonical sum on one node, beside MPI_Allreduce and one memcpy of the same bytes?
 //
-//   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [BYTES...]
+//   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [--fresh] [BYTES...]
+//
+// With --fresh every rank writes its values anew before each call, as training does, so that they lie in the
+// cache of the rank that wrote them; that is not counted, the calls are timed one by one. Without, the calls
+// follow each other at once and the ranks go on with what they have.
 //
 // In every round each of the three is timed in turn, so that a busy moment of the machine hits all of them. A
 // sample is the mean over as many calls as take some milliseconds, on the rank that took longest. memcpy runs
@@ -14,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -86,6 +91,17 @@ double time_together(int calls, Work work) {
   return seconds;
 }
 
+/// The same for a call that follows a `prepare` of all ranks, which does not count.
+template <class Prepare, class Work>
+double time_each(int calls, Prepare prepare, Work work) {
+  std::vector<double> seconds;
+  for (int i = 0; i < calls; ++i) {
+    prepare();
+    seconds.push_back(time_together(1, work));
+  }
+  return std::accumulate(seconds.begin(), seconds.end(), 0.0) / calls;
+}
+
 template <class Work>
 int calls_for_a_sample(Work work) {
   work();
@@ -118,7 +134,7 @@ std::string seconds_text(double seconds) {
 }
 
 /// One line of the table. False if the bits are wrong.
-bool measure(const Topology& topology, std::size_t bytes, int rounds) {
+bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh) {
   const int rank = topology.world.rank();
   const int ranks = topology.world.size();
   const std::size_t count = bytes / sizeof(float);
@@ -147,6 +163,17 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds) {
   std::vector<float> send(count, rank == 0 ? 1.5F : 0.0F);
   std::vector<float> receive(count);
   std::vector<float> copy(count, 1.0F);
+  const float mine = rank == 0 ? 1.5F : 0.0F;
+  const auto write_gradients = [&] {
+    const auto next_gradients = reducer->begin_micro_batch();
+    std::fill_n(next_gradients.begin(), count, mine);
+    reducer->end_micro_batch();
+  };
+  const auto write_send = [&] { std::fill(send.begin(), send.end(), mine); };
+  const auto sum_written = [&] {
+    reducer->reduce(Tally(rank));
+    reducer->finish();
+  };
   const auto canonical = [&] { sum_once(*reducer, rank); };
   const auto mpi = [&] {
     MPI_Allreduce(send.data(), receive.data(), static_cast<int>(count), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
@@ -171,9 +198,12 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds) {
     }
     sleep_until_all_came();
     canonical();
-    of_canonical.seconds.push_back(time_together(canonical_calls, canonical));
+    of_canonical.seconds.push_back(
+        fresh ? time_each(std::min(canonical_calls, 64), write_gradients, sum_written)
+              : time_together(canonical_calls, canonical));
     mpi();
-    of_mpi.seconds.push_back(time_together(mpi_calls, mpi));
+    of_mpi.seconds.push_back(fresh ? time_each(std::min(mpi_calls, 64), write_send, mpi)
+                                   : time_together(mpi_calls, mpi));
   }
   if (rank == 0) {
     std::printf("%9s  %10s %10s  %10s %10s  %10s %10s  %6.2f %6.2f  %6.1f %6.1f  %s\n",
@@ -194,10 +224,13 @@ int main(int argc, char** argv) {
   const Environment environment(&argc, &argv);
   const Topology topology(environment.world());
   int rounds = 15;
+  bool fresh = false;
   std::vector<std::size_t> sizes;
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--rounds" && i + 1 < argc) {
       rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (std::string_view(argv[i]) == "--fresh") {
+      fresh = true;
     } else {
       sizes.push_back(std::max<std::size_t>(4, std::strtoull(argv[i], nullptr, 10)));
     }
@@ -207,11 +240,12 @@ int main(int argc, char** argv) {
     for (const std::size_t kib : {64, 256, 1024, 4096, 25 * 1024, 100 * 1024}) sizes.push_back(kib * 1024);
   }
   if (topology.world.rank() == 0) {
-    std::printf("%d ranks, %d rounds, best and median\n", topology.world.size(), rounds);
+    std::printf("%d ranks, %d rounds, best and median%s\n", topology.world.size(), rounds,
+                fresh ? ", freshly written" : "");
     std::printf("%9s  %21s  %21s  %21s  %13s  %13s  %s\n", "", "memcpy", "canonical", "MPI_Allreduce",
                 "to memcpy", "MPI to it", "bits");
   }
   bool right = true;
-  for (const std::size_t bytes : sizes) right = measure(topology, bytes, rounds) && right;
+  for (const std::size_t bytes : sizes) right = measure(topology, bytes, rounds, fresh) && right;
   return right ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -1,9 +1,18 @@
 #include <cmath>
+#include <cstddef>
 #include <numbers>
 
 #include <lockstep/base/random.hpp>
 
 namespace lockstep {
+namespace {
+
+/// In [0, 1), with 24 bits.
+float unit_interval(std::uint32_t bits) noexcept {
+  return static_cast<float>(bits >> 8) * 0x1p-24F;
+}
+
+}  // namespace
 
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
                                     std::array<std::uint32_t, 2> key) noexcept {
@@ -31,7 +40,16 @@ std::uint32_t Random::bits(std::uint32_t i) const noexcept {
 }
 
 float Random::uniform(std::uint32_t i) const noexcept {
-  return static_cast<float>(bits(i) >> 8) * 0x1p-24F;
+  return unit_interval(bits(i));
+}
+
+void Random::fill_uniform(std::span<float> values) const noexcept {
+  for (std::size_t i = 0; i < values.size();) {
+    const auto block = philox({static_cast<std::uint32_t>(i >> 2), a_, b_, purpose_}, key_);
+    for (std::size_t k = 0; k < block.size() && i < values.size(); ++k, ++i) {
+      values[i] = unit_interval(block[k]);
+    }
+  }
 }
 
 float Random::normal(std::uint32_t i) const noexcept {

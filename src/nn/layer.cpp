@@ -26,11 +26,9 @@ Random initial_random(const State& state, const Tensor& tensor, std::uint64_t se
 }
 
 void fill_uniform(const State& state, const Tensor& tensor, std::uint64_t seed, float limit) {
-  const Random random = initial_random(state, tensor, seed);
   const std::span<float> values = tensor.values();
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    values[i] = (2.0F * random.uniform(static_cast<std::uint32_t>(i)) - 1.0F) * limit;
-  }
+  initial_random(state, tensor, seed).fill_uniform(values);
+  for (float& value : values) value = (2.0F * value - 1.0F) * limit;
 }
 
 }  // namespace lockstep

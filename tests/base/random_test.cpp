@@ -30,6 +30,16 @@ TEST_CASE("the numbers of a key never change from one version to the next") {
   for (std::uint32_t i = 0; i < expected.size(); ++i) CHECK(random.bits(i) == expected[i]);
 }
 
+TEST_CASE("filling gives the numbers one by one, of any count") {
+  const Random random(3, Purpose::test, 1, 4);
+  for (const std::size_t count : {0, 1, 3, 4, 5, 1023}) {
+    CAPTURE(count);
+    std::vector<float> values(count, -1.0F);
+    random.fill_uniform(values);
+    for (std::size_t i = 0; i < count; ++i) CHECK(values[i] == random.uniform(static_cast<std::uint32_t>(i)));
+  }
+}
+
 TEST_CASE("any difference in seed, purpose, a or b gives other numbers") {
   const std::uint32_t base = Random(1, Purpose::test, 2, 3).bits(0);
   CHECK(Random(2, Purpose::test, 2, 3).bits(0) != base);

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 
 namespace lockstep {
 
@@ -29,6 +30,9 @@ class Random {
 
   /// Uniform in [0, 1), with 24 bits.
   float uniform(std::uint32_t i) const noexcept;
+
+  /// values[i] = uniform(i), at the price of one block for four numbers.
+  void fill_uniform(std::span<float> values) const noexcept;
 
   /// Standard normal (Box-Muller over the pair of numbers 2i and 2i+1).
   float normal(std::uint32_t i) const noexcept;

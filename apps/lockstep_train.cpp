@@ -35,10 +35,11 @@ struct Machine {
   Seconds started = clock->now();
 };
 
-/// The training data, being read while MPI starts.
+/// The training data, being read while MPI starts, and the kernels, being made.
 struct DataLoad {
   std::unique_ptr<BackgroundLoad> train;
   std::exception_ptr failure;
+  std::unique_ptr<Worker> kernels;
 };
 
 DataLoad start_loading(const TrainOptions& options, Machine& machine) {
@@ -46,6 +47,8 @@ DataLoad start_loading(const TrainOptions& options, Machine& machine) {
   try {
     load.train = std::make_unique<BackgroundLoad>(*machine.executor, *machine.files,
                                                   data_directory(options, *machine.files), Split::train);
+    load.kernels = machine.executor->start("warm kernels");
+    load.kernels->post([choice = kernel_choice(options.kernels)] { warm_up(*make_kernels(choice)); });
   } catch (...) {
     load.failure = std::current_exception();
   }

@@ -1,3 +1,6 @@
+#include <array>
+#include <cstddef>
+
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
@@ -25,6 +28,16 @@ std::unique_ptr<Kernels> make_kernels(KernelChoice choice) {
     choice = onednn_is_built() ? KernelChoice::onednn : KernelChoice::eigen;
   }
   return choice == KernelChoice::onednn ? make_onednn_kernels() : make_eigen_kernels();
+}
+
+void warm_up(const Kernels& kernels) {
+  // As small as can be without taking the path that oneDNN has for vectors.
+  constexpr std::size_t kSide = 32;
+  std::array<float, kSide * kSide> a{};
+  std::array<float, kSide * kSide> b{};
+  std::array<float, kSide * kSide> c{};
+  kernels.gemm(Transpose::no, Transpose::no, kSide, kSide, kSide, a.data(), kSide, b.data(), kSide, false,
+               c.data(), kSide);
 }
 
 }  // namespace lockstep

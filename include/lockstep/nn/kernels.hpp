@@ -44,6 +44,11 @@ class Kernels {
 /// `automatic` takes oneDNN where it was built in. Throws UsageError for one that was not.
 std::unique_ptr<Kernels> make_kernels(KernelChoice choice = KernelChoice::automatic);
 
+/// Runs one small product, so that what a library does once in a process is done now: oneDNN compiles its
+/// kernels, which takes some 30 ms. Changes no result. Local; on any thread, so that it can be done while
+/// something else is waited for.
+void warm_up(const Kernels& kernels);
+
 /// What this build has.
 std::vector<KernelChoice> built_kernels();
 

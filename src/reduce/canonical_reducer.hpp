@@ -25,7 +25,9 @@ class CanonicalReducer final : public Reducer {
   void end_micro_batch() override;
   Tally reduce(Tally ballot) override;
   Tally exchange(Tally ballot) override;
-  ElementRange slice() const override { return {slice_.first, std::min(slice_.last, elements_)}; }
+  ElementRange slice() const override {
+    return {std::min(slice_.first, elements_), std::min(slice_.last, elements_)};  // without the values behind
+  }
   std::span<const float> sum() const override { return {sum_, elements_ + kMicroBatchValues}; }
   void finish() override;
   int gradient_arenas() const override { return buffers_; }

@@ -19,6 +19,8 @@
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/mpi/environment.hpp>
+#include <lockstep/reduce/reducer.hpp>
+#include <lockstep/reduce/topology.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 
 namespace {
@@ -43,7 +45,18 @@ double time_bare_loop(std::int64_t steps) {
   return (now() - start) / static_cast<double>(steps) * 1e9;
 }
 
-/// The same in a session. The first steps are not counted: files are opened there.
+/// What any loop pays whose ranks agree on something in every step: the exchange of ballots without a
+/// session.
+double time_exchange(const Communicator& world, std::int64_t steps) {
+  const Topology topology(world);
+  const auto reducer = make_reducer(ReductionKind::canonical, topology, 0, world.size());
+  reducer->exchange(Tally(world.rank()));
+  const double start = now();
+  for (std::int64_t i = 0; i < steps; ++i) reducer->exchange(Tally(world.rank()));
+  return (now() - start) / static_cast<double>(steps) * 1e9;
+}
+
+/// The same loop in a session. The first steps are not counted: files are opened there.
 double time_session(const Communicator& world, std::int64_t steps, MonitoredTrainingSessionOptions options) {
   constexpr std::int64_t kWarm = 1000;
   State state;
@@ -90,6 +103,7 @@ int main(int argc, char** argv) {
   const std::int64_t steps = argc > 1 ? std::atoll(argv[1]) : 200'000;
   const std::filesystem::path directory = std::filesystem::temp_directory_path() / "lockstep_empty_step";
   std::vector<double> bare;
+  std::vector<double> exchange;
   std::vector<double> none;
   std::vector<double> idle;
   std::vector<double> all;
@@ -99,6 +113,7 @@ int main(int argc, char** argv) {
   };
   for (int round = 0; round < kRounds; ++round) {
     bare.push_back(time_bare_loop(steps));
+    exchange.push_back(time_exchange(world, steps));
     none.push_back(time_session(world, steps, {}));
     idle.push_back(with_directory(idle_hooks));
     all.push_back(with_directory(default_hooks));
@@ -107,6 +122,7 @@ int main(int argc, char** argv) {
   if (!world.is_chief()) return 0;
   std::printf("%d rank(s), %lld steps, %d rounds\n", world.size(), static_cast<long long>(steps), kRounds);
   report("the loop alone", bare);
+  report("the exchange of ballots alone", exchange);
   report("session without hooks", none);
   report("default hooks, none due", idle);
   report("default hooks, summaries every 100 steps", all);

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/floating_point.hpp>
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/probe.hpp>
 #include <lockstep/checkpoint/restore.hpp>
@@ -100,7 +101,8 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     start_.barrier("all ranks to create the session");
     std::string hooks;
     together([&] {
-      create_hooks();
+      use_standard_floating_point();
+    create_hooks();
       for (std::size_t i = chief_only_count_; i < hooks_.size(); ++i) hooks += hooks_[i]->describe() + "\n";
     });
     compare_at_start(hooks);

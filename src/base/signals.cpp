@@ -1,8 +1,11 @@
 #include <atomic>
+#include <cstddef>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include <signal.h>
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include <lockstep/base/error.hpp>
@@ -23,6 +26,25 @@ extern "C" void lockstep_on_signal(int signal) {
   if (!first_signal.compare_exchange_strong(none, signal) && signal == SIGINT) _exit(128 + SIGINT);
 }
 
+/// Gives the calling thread a stack of its own for signal handlers, for the rest of the process's life.
+///
+/// oneDNN's generated kernels for long sums let the stack pointer point into memory from malloc. The kernel
+/// of the system puts the registers below that pointer when a signal arrives, thousands of bytes with
+/// AVX-512, and so overwrites what lies before in the heap.
+void use_signal_stack() {
+  stack_t present{};
+  if (sigaltstack(nullptr, &present) != 0 || (present.ss_flags & SS_DISABLE) == 0) return;  // there is one
+  constexpr std::size_t kForHandlers = std::size_t{64} << 10;
+  const std::size_t bytes = kForHandlers + getauxval(AT_MINSIGSTKSZ);
+  static std::unique_ptr<std::byte[]> memory;
+  if (memory) return;
+  memory = std::make_unique<std::byte[]>(bytes);
+  stack_t stack{};
+  stack.ss_sp = memory.get();
+  stack.ss_size = bytes;
+  sigaltstack(&stack, nullptr);
+}
+
 }  // namespace
 
 std::string signal_name(int signal) {
@@ -36,7 +58,8 @@ ProcessSignals::ProcessSignals(std::vector<int> signals) : signals_(std::move(si
   struct sigaction action {};
   action.sa_handler = lockstep_on_signal;
   sigemptyset(&action.sa_mask);
-  action.sa_flags = SA_RESTART;
+  use_signal_stack();
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
   for (const int signal : signals_) sigaction(signal, &action, &previous[signal]);
 }
 

@@ -42,6 +42,17 @@ TEST_CASE("a new object has seen nothing, and the handlers of before come back a
   CHECK(caught == 1);
 }
 
+TEST_CASE(
+    "handlers run on a stack of their own, since generated kernels point the stack pointer into the heap") {
+  const ProcessSignals signals({SIGUSR1});
+  struct sigaction now {};
+  REQUIRE(::sigaction(SIGUSR1, nullptr, &now) == 0);
+  CHECK((now.sa_flags & SA_ONSTACK) != 0);
+  stack_t stack{};
+  REQUIRE(::sigaltstack(nullptr, &stack) == 0);
+  CHECK((stack.ss_flags & SS_DISABLE) == 0);
+}
+
 TEST_CASE("a second object at the same time is refused") {
   const ProcessSignals signals({SIGUSR1});
   CHECK_THROWS_AS(ProcessSignals({SIGUSR2}), InternalError);

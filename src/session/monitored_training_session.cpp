@@ -102,7 +102,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     std::string hooks;
     together([&] {
       use_standard_floating_point();
-    create_hooks();
+      create_hooks();
       for (std::size_t i = chief_only_count_; i < hooks_.size(); ++i) hooks += hooks_[i]->describe() + "\n";
     });
     compare_at_start(hooks);

@@ -35,20 +35,20 @@ struct Machine {
   Seconds started = clock->now();
 };
 
-/// The training data, being read while MPI starts, and the kernels, being made.
+/// The training data, being read while MPI starts, once the kernels are made.
 struct DataLoad {
   std::unique_ptr<BackgroundLoad> train;
   std::exception_ptr failure;
-  std::unique_ptr<Worker> kernels;
 };
 
 DataLoad start_loading(const TrainOptions& options, Machine& machine) {
   DataLoad load;
   try {
-    load.train = std::make_unique<BackgroundLoad>(*machine.executor, *machine.files,
+    std::unique_ptr<Worker> worker = machine.executor->start("load data");
+    // One after the other: together they would take the cores from the start of MPI itself.
+    worker->post([choice = kernel_choice(options.kernels)] { warm_up(*make_kernels(choice)); });
+    load.train = std::make_unique<BackgroundLoad>(std::move(worker), *machine.files,
                                                   data_directory(options, *machine.files), Split::train);
-    load.kernels = machine.executor->start("warm kernels");
-    load.kernels->post([choice = kernel_choice(options.kernels)] { warm_up(*make_kernels(choice)); });
   } catch (...) {
     load.failure = std::current_exception();
   }
@@ -229,6 +229,10 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   warn_of_idle_ranks(comm, log, batch);
   if (options.reduction == "mpi") {
     log.info("--reduction mpi: the bits depend on the number of ranks and where they run");
+  }
+  if (!options.report.empty() && !options.dry_run) {
+    // A report that cannot be written should be known now, not after hours.
+    on_chief(comm, "the chief to try its report", [&] { probe_text(options.report, *machine.files); });
   }
   if (options.dry_run) {
     log.info("dry run: everything checked, nothing written");

@@ -175,9 +175,9 @@ std::shared_ptr<const Dataset> load_idx_dataset(FileSystem& files, const std::fi
   return source.dataset({storage.get(), source.stored_bytes()}, storage, classes);
 }
 
-BackgroundLoad::BackgroundLoad(Executor& executor, FileSystem& files, std::filesystem::path directory,
-                               Split split, std::optional<int> classes)
-    : worker_(executor.start("load data")) {
+BackgroundLoad::BackgroundLoad(std::unique_ptr<Worker> worker, FileSystem& files,
+                               std::filesystem::path directory, Split split, std::optional<int> classes)
+    : worker_(std::move(worker)) {
   worker_->post([this, &files, directory = std::move(directory), split, classes] {
     try {
       auto dataset = load_idx_dataset(files, directory, split, classes);

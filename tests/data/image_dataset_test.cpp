@@ -146,10 +146,10 @@ TEST_CASE("one reader can fill storage over which others make their dataset") {
 TEST_CASE("loading in the background gives the same dataset, or throws the same error when it is asked for") {
   ThreadExecutor threads;
   MemoryFiles files = files_of(gzip(kImages), kLabels);
-  BackgroundLoad good(threads, files, "d", Split::train);
+  BackgroundLoad good(threads.start("load"), files, "d", Split::train);
   CHECK(good.get()->digest() == load_idx_dataset(files, "d", Split::train)->digest());
   CHECK(good.get() == good.get());
-  BackgroundLoad bad(threads, files, "elsewhere", Split::train);
+  BackgroundLoad bad(threads.start("load"), files, "elsewhere", Split::train);
   CHECK_THROWS_AS(bad.get(), DataError);
   CHECK_THROWS_AS(bad.get(), DataError);
 }

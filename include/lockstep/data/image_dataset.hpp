@@ -92,9 +92,9 @@ std::shared_ptr<const Dataset> load_idx_dataset(FileSystem& files, const std::fi
 /// program almost nothing. Local.
 class BackgroundLoad {
  public:
-  /// `files` must outlive this.
-  BackgroundLoad(Executor& executor, FileSystem& files, std::filesystem::path directory, Split split,
-                 std::optional<int> classes = std::nullopt);
+  /// On a worker of its own, which may have something else to do first. `files` must outlive this.
+  BackgroundLoad(std::unique_ptr<Worker> worker, FileSystem& files, std::filesystem::path directory,
+                 Split split, std::optional<int> classes = std::nullopt);
 
   /// Waits for the end and returns the dataset, or throws what loading threw. May be called again.
   std::shared_ptr<const Dataset> get();

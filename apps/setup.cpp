@@ -39,11 +39,26 @@ std::unique_ptr<Schedule> make_schedule(const TrainOptions& options) {
   return std::make_unique<WarmUp>(options.warmup_steps, std::move(schedule));
 }
 
+namespace {
+
+std::unique_ptr<Directory> directory_of(const std::filesystem::path& file, FileSystem& files) {
+  return files.create_directory(file.has_parent_path() ? file.parent_path() : std::filesystem::path("."));
+}
+
+}  // namespace
+
+void probe_text(const std::string& path, FileSystem& files) {
+  const std::filesystem::path file(path);
+  const auto directory = directory_of(file, files);
+  const std::string name = "." + file.filename().string() + ".probe";
+  if (directory->exists(name)) directory->remove(name);  // left by a run that died here
+  directory->create(name)->close();
+  directory->remove(name);
+}
+
 void write_text(const std::string& path, const std::string& text, FileSystem& files) {
   const std::filesystem::path file(path);
-  const auto directory =
-      files.create_directory(file.has_parent_path() ? file.parent_path() : std::filesystem::path("."));
-  replace_file(*directory, file.filename().string(), std::as_bytes(std::span(text)));
+  replace_file(*directory_of(file, files), file.filename().string(), std::as_bytes(std::span(text)));
 }
 
 std::string hidden_text(const std::vector<std::int64_t>& hidden) {

@@ -25,6 +25,10 @@ Sequential make_model(const std::string& model, const std::vector<std::int64_t>&
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options);
 std::unique_ptr<Schedule> make_schedule(const TrainOptions& options);
 
+/// Finds out whether `write_text` will be able to write there, and leaves nothing behind but the directory.
+/// Throws FileError. Local.
+void probe_text(const std::string& path, FileSystem& files);
+
 /// Replaces the file at `path`, whose directory is made as needed. Throws FileError. Local.
 void write_text(const std::string& path, const std::string& text, FileSystem& files);
 

@@ -28,9 +28,10 @@ extern "C" void lockstep_on_signal(int signal) {
 
 /// Gives the calling thread a stack of its own for signal handlers, for the rest of the process's life.
 ///
-/// oneDNN's generated kernels for long sums let the stack pointer point into memory from malloc. The kernel
-/// of the system puts the registers below that pointer when a signal arrives, thousands of bytes with
-/// AVX-512, and so overwrites what lies before in the heap.
+/// Jobs that were stopped by a signal inside a product of oneDNN's generated kernels died of an overwritten
+/// heap, 2 of 20; with a stack of its own for the handler, none of 55 did. It looks as if these kernels let
+/// the stack pointer point into memory from malloc, where the system then stores the registers of the
+/// interrupted code.
 void use_signal_stack() {
   stack_t present{};
   if (sigaltstack(nullptr, &present) != 0 || (present.ss_flags & SS_DISABLE) == 0) return;  // there is one

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -57,6 +58,29 @@ class FaultyDirectory final : public Directory {
   std::unique_ptr<Directory> real_;
 };
 
+/// Runs tasks when somebody waits for them: a background that is as late as can be.
+class LateExecutor final : public Executor {
+ public:
+  std::unique_ptr<Worker> start(const std::string&) override {
+    class Late final : public Worker {
+     public:
+      void post(std::function<void()> task) override { tasks_.push_back(std::move(task)); }
+      void wait() override {
+        for (const auto& task : std::exchange(tasks_, {})) task();
+      }
+      bool idle() const override { return tasks_.empty(); }
+
+     private:
+      std::vector<std::function<void()>> tasks_;
+    };
+    return std::make_unique<Late>();
+  }
+  std::unique_ptr<Periodic> every(const std::string& name, Seconds interval,
+                                  std::function<void()> task) override {
+    return InlineExecutor().every(name, interval, std::move(task));
+  }
+};
+
 /// A hook with its saver in a folder, as a session would make them.
 struct Fixture {
   explicit Fixture(CheckpointSaverHook::Options options) : listener(std::make_shared<Listener>()) {
@@ -74,7 +98,7 @@ struct Fixture {
     context.model.set_global_step(step);
     hook->begin(context);
     hook->attach(std::make_shared<Saver>(directory, context.model.entries(), SaverOptions{.max_to_keep = 0},
-                                         *context.time, executor, context.log(), 0, identity),
+                                         *context.time, *executor, context.log(), 0, identity),
                  restored);
     hook->after_create_session(context);
   }
@@ -97,7 +121,7 @@ struct Fixture {
   test::Folder folder;
   std::shared_ptr<FaultyDirectory> directory =
       std::make_shared<FaultyDirectory>(PosixFileSystem().open_directory(folder.path));
-  InlineExecutor executor;
+  std::shared_ptr<Executor> executor = std::make_shared<InlineExecutor>();
   SystemIdentity identity;
   test::FakeContext context;
   std::shared_ptr<Listener> listener;
@@ -245,6 +269,25 @@ TEST_CASE("the failure of the final save is not hidden by an earlier one that we
   f.directory->full = true;
   CHECK_THROWS_AS(f.hook->end(f.context), IoError);
   CHECK(f.listener->after == Steps{0, 2});
+}
+
+TEST_CASE("a failure of the final save is told when the background comes to it late, and so are successes") {
+  for (const bool full : {false, true}) {
+    Fixture f({.save_steps = 2});
+    f.executor = std::make_shared<LateExecutor>();
+    f.create();
+    f.steps(3);
+    f.directory->full = full;
+    if (full) {
+      CHECK_THROWS_AS(f.hook->end(f.context), IoError);
+      CHECK(f.saved() == Steps{0});
+    } else {
+      f.hook->end(f.context);
+      CHECK(f.saved() == Steps{0, 2, 3});
+      CHECK(f.listener->after == Steps{0, 2, 3});
+    }
+    CHECK(f.listener->ended == Steps{3});
+  }
 }
 
 TEST_CASE("a step whose save failed is saved again at the end") {

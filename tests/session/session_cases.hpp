@@ -411,6 +411,34 @@ inline void check_errors(const Communicator& world, int per_node, bool shared) {
   }
 }
 
+/// A rank that fails before it has updated its slice of shared parameters: the others find out in the next
+/// step only, but the torn step is not saved in between.
+inline void check_a_torn_step_is_not_saved(const Communicator& world) {
+  for (int who = 0; who < world.size(); ++who) {
+    CAPTURE(who);
+    const SharedFolder folder(world);
+    Rank rank(world, 4096 * world.size());
+    auto options = rank.options(folder.path);
+    options.save_checkpoint_steps = 1;
+    options.config.share_parameters = true;
+    MonitoredTrainingSession session(world, rank.state, options);
+    const auto error = thrown([&] {
+      session.train([&](StepContext& step) -> StepValues {
+        std::ranges::fill(step.begin_micro_batch(), 1.0F);
+        step.end_micro_batch();
+        step.reduce_micro_batches();
+        if (world.rank() == who && step.number() == 2) throw DataError("torn");
+        const auto slice = step.slice();
+        for (std::size_t i = slice.first; i < slice.last; ++i) step.state().parameters()[i] -= step.sum()[i];
+        step.finish();
+        return {};
+      });
+    });
+    CHECK(contains(error, "torn"));
+    if (world.is_chief()) CHECK(folder.saved() == Steps{0, 1, 2});
+  }
+}
+
 inline void check_errors_without_gradients(const Communicator& world) {
   for (const auto& phase : all_phases()) {
     for (int who = 0; who < (phase == "init_fn" ? 1 : world.size()); ++who) {

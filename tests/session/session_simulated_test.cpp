@@ -59,6 +59,10 @@ TEST_CASE("end of input after reducing is an error on all") {
   everywhere(test::check_late_end_of_input);
 }
 
+TEST_CASE("a step of shared parameters that one rank did not finish is not saved") {
+  everywhere(test::check_a_torn_step_is_not_saved);
+}
+
 TEST_CASE("errors of steps without gradients reach all ranks") {
   everywhere(test::check_errors_without_gradients);
 }

@@ -59,8 +59,8 @@ struct MonitoredTrainingSessionOptions {
   std::optional<double> save_summaries_secs = std::nullopt;
   std::optional<std::int64_t> log_step_count_steps = 100;
 
-  double stop_grace_period_secs = 120;
-  double max_wait_secs = 7200;             ///< how long ranks wait for the chief to initialize or restore
+  double stop_grace_period_secs = 120;     ///< for threads of the user; no effect yet
+  double max_wait_secs = 7200;             ///< how long the creation waits for other ranks; 0: no limit
   std::filesystem::path summary_dir = {};  ///< empty: checkpoint_dir
   SessionConfig config = {};
 };
@@ -72,8 +72,13 @@ struct MonitoredTrainingSessionOptions {
 ///                   \__________________/
 ///                     (an error of any rank: closed, thrown on all)
 ///
-/// One thread uses it. `state` must outlive it. Every function is collective over `comm` unless it
-/// says otherwise. Errors, unless noted, are thrown on all ranks with the same text.
+/// One thread uses it. `state` must outlive it. Every function is collective over `comm` unless it says
+/// otherwise. Errors, unless noted, are thrown on all ranks with the same text, which names the rank where
+/// one other than the chief failed. An exception whose type is not of this library keeps type and text on the
+/// rank that threw it; the others throw TrainingError with its text.
+///
+/// What a rank throws after its step has reduced, the others hear of in their next step or in close: a
+/// program that lets its ranks communicate between steps must do that in a hook or in the step.
 class MonitoredTrainingSession {
  public:
   using Step = std::function<StepValues(StepContext&)>;

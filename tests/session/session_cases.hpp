@@ -563,7 +563,7 @@ inline void check_differences_at_start(const Communicator& world) {
 inline void check_differences_in_a_step(const Communicator& world) {
   if (world.size() == 1) return;
   for (int odd = 0; odd < world.size(); ++odd) {
-    for (const std::string_view kind : {"names", "order", "reduces", "closes"}) {
+    for (const std::string_view kind : {"names", "order", "reduces", "closes", "closes, sums"}) {
       CAPTURE(odd);
       CAPTURE(kind);
       const SharedFolder folder(world);
@@ -572,12 +572,18 @@ inline void check_differences_in_a_step(const Communicator& world) {
       const auto error = thrown([&] {
         for (int i = 0; i < 3; ++i) {
           const bool now = i == 2 && world.rank() == odd;
-          if (now && kind == "closes") {
+          if (now && kind.starts_with("closes")) {
             session.close();
             return;
           }
           session.run([&](StepContext& step) -> StepValues {
             if (kind == "reduces" && !now) return gradient_step(step);
+            if (kind == "closes, sums") {
+              std::ranges::fill(step.begin_micro_batch(), 0.0F);
+              step.end_micro_batch();
+              step.reduce_micro_batches();
+              return {};
+            }
             if (kind == "order" && now) return {{"b", 1}, {"a", 1}};
             if (kind == "names" && now) return {{"lost", 1}};
             return {{"a", 1}, {"b", 1}};

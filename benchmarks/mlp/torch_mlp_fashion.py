@@ -1,4 +1,4 @@
-"""PyTorch on the work of benchmarks/mlp/*.cfg: one process, or DDP over gloo when RANK is set (torchrun does).
+"""PyTorch on the networks of benchmarks/mlp/run: one process, or DDP over gloo under mpirun.
 
     torch_mlp_fashion.py --hidden 256,128 --optimizer adam --batch 256 --steps 2400 [--data DIR]
 
@@ -42,8 +42,10 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    multiple = 'RANK' in os.environ
+    multiple = int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1
     if multiple:
+        os.environ.update(RANK=os.environ['OMPI_COMM_WORLD_RANK'], WORLD_SIZE=os.environ['OMPI_COMM_WORLD_SIZE'],
+                          MASTER_ADDR='127.0.0.1', MASTER_PORT=os.environ.get('PORT', '29517'))
         distributed.init_process_group('gloo')
     rank = distributed.get_rank() if multiple else 0
     ranks = distributed.get_world_size() if multiple else 1

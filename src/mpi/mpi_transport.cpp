@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <lockstep/base/doze.hpp>
 #include <lockstep/base/error.hpp>
 
 namespace lockstep {
@@ -182,13 +183,20 @@ std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes) {
 }
 
 void MpiTransport::relax(std::uint64_t turn) {
-  // Spinning beats the scheduler while the partner runs; once it has had its chance, or where ranks outnumber
-  // cores, the core is better given away.
-  constexpr std::uint64_t kSpins = 2000;
-  if (turn < kSpins && !oversubscribed_) {
+  // Spinning beats the scheduler while the partner runs: ranks of a balanced step come within tens of
+  // microseconds. After that somebody else has the partner's core, and a rank that still spins burns the time
+  // that it will need when the partner has come: beside two busy neighbours on two cores that cost a factor
+  // of a hundred.
+  constexpr std::uint64_t kSpins = 4000;
+  constexpr std::uint64_t kYields = 20;
+  constexpr Seconds kDoze{30e-6};
+  const std::uint64_t spins = oversubscribed_ ? 0 : kSpins;
+  if (turn < spins) {
     __builtin_ia32_pause();
-  } else {
+  } else if (turn < spins + kYields) {
     sched_yield();
+  } else {
+    doze(kDoze);
   }
 }
 

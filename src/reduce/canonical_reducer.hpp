@@ -26,7 +26,8 @@ class CanonicalReducer final : public Reducer {
   Tally reduce(Tally ballot) override;
   Tally exchange(Tally ballot) override;
   ElementRange slice() const override {
-    return {std::min(slice_.first, elements_), std::min(slice_.last, elements_)};  // without the values behind
+    return {std::min(slice_.first, elements_),
+            std::min(slice_.last, elements_)};  // without the values behind
   }
   std::span<const float> sum() const override { return {sum_, elements_ + kMicroBatchValues}; }
   void finish() override;

@@ -1,5 +1,10 @@
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdio>
+#include <fstream>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include <spdlog/sinks/basic_file_sink.h>
@@ -25,11 +30,29 @@ spdlog::level::level_enum spdlog_level(LogLevel level) {
   return spdlog::level::err;
 }
 
+/// Whether a person sees standard error: it is a terminal, or a launcher of MPI jobs on this host passes it
+/// on to one. The launcher gives ranks a pipe, so the question goes to the launcher's own standard error.
+bool seen_by_a_person() {
+  if (::isatty(STDERR_FILENO) == 1) return true;
+  const std::filesystem::path parent = "/proc/" + std::to_string(::getppid());
+  std::ifstream file(parent / "comm");
+  std::string name;
+  std::getline(file, name);
+  constexpr std::array<std::string_view, 5> kLaunchers = {"mpirun", "orterun", "mpiexec", "prterun",
+                                                          "mpiexec.hydra"};
+  if (std::ranges::find(kLaunchers, name) == kLaunchers.end()) return false;
+  std::error_code error;
+  const std::string target = std::filesystem::read_symlink(parent / "fd/2", error).string();
+  return !error && (target.starts_with("/dev/pts/") || target.starts_with("/dev/tty"));
+}
+
 class StandardSink final : public Log::Sink {
  public:
   StandardSink(const std::string& prefix, const std::filesystem::path& file)
-      : prefix_(prefix), interactive_(::isatty(STDERR_FILENO) == 1), logger_("lockstep") {
-    auto terminal = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+      : prefix_(prefix), interactive_(seen_by_a_person()), logger_("lockstep") {
+    auto terminal = std::make_shared<spdlog::sinks::stderr_color_sink_mt>(
+        interactive_ ? spdlog::color_mode::always : spdlog::color_mode::never);
+    terminal->set_color(spdlog::level::info, "");  // colours are for what needs attention
     terminal->set_pattern(interactive_ ? "%^%v%$" : "%v");
     logger_.sinks().push_back(std::move(terminal));
     if (!file.empty()) {

@@ -7,7 +7,6 @@
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 
-#include "../hooks/summary_support.hpp"
 #include "session_support.hpp"
 
 // What a session must do, run over simulated ranks and over real MPI ranks. Checks never leave early: all

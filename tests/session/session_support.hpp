@@ -19,6 +19,8 @@
 #include <lockstep/checkpoint/status_file.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 
+#include "../hooks/summary_support.hpp"
+
 namespace lockstep::test {
 
 using Steps = std::vector<std::int64_t>;
@@ -38,7 +40,7 @@ class Messages final : public Log::Sink {
 class SharedFolder {
  public:
   explicit SharedFolder(const Communicator& world) : is_chief_(world.is_chief()) {
-    std::string name = (std::filesystem::temp_directory_path() / "lockstep-XXXXXX").string();
+    std::string name = (scratch() / "lockstep-XXXXXX").string();
     if (is_chief_ && ::mkdtemp(name.data()) == nullptr) name.clear();
     path = world.broadcast_text(name);
   }

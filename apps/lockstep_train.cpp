@@ -103,7 +103,10 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
                       const Dataset& dataset) {
   state.setting("model", options.model);
   state.setting("hidden", hidden_text(options.hidden));
-  state.setting("layers", model.describe());
+  std::string layers = model.describe();
+  while (!layers.empty() && layers.back() == '\n') layers.pop_back();
+  for (std::size_t at = 0; (at = layers.find('\n', at)) != std::string::npos;) layers.replace(at, 1, "; ");
+  state.setting("layers", layers);
   state.setting("optimizer", optimizer.describe());
   state.setting("learning_rate", fmt::format("{}", static_cast<float>(options.learning_rate)));
   state.setting("schedule", options.warmup_steps == 0

@@ -289,12 +289,6 @@ int main(int argc, char** argv) {
   }
   const Environment environment(&argc, &argv);
   const Communicator world = environment.world();
-  return run_program(world, [&] {
-    if (misuse) std::rethrow_exception(misuse);
-    if (!parsed.second.empty()) {
-      if (world.is_chief()) std::fputs(parsed.second.c_str(), stdout);
-      return ExitCode::done;
-    }
-    return evaluate_checkpoint(world, parsed.first, machine);
-  });
+  return run_program(world, misuse, parsed.second,
+                     [&] { return evaluate_checkpoint(world, parsed.first, machine); });
 }

@@ -137,7 +137,6 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   session.save_summaries_steps = options.save_summaries_steps;
   session.save_summaries_secs = options.save_summaries_secs;
   session.log_step_count_steps = options.log_step_count_steps;
-  session.stop_grace_period_secs = options.stop_grace_period_secs;
   session.max_wait_secs = options.max_wait_secs;
   session.summary_dir = options.summary_dir;
   SessionConfig& config = session.config;
@@ -333,12 +332,6 @@ int main(int argc, char** argv) {
   }
   const Environment environment(&argc, &argv);
   const Communicator world = environment.world();
-  return run_program(world, [&] {
-    if (misuse) std::rethrow_exception(misuse);
-    if (!parsed.print.empty()) {
-      if (world.is_chief()) std::fputs(parsed.print.c_str(), stdout);
-      return ExitCode::done;
-    }
-    return train(world, parsed.options, machine, load);
-  });
+  return run_program(world, misuse, parsed.print,
+                     [&] { return train(world, parsed.options, machine, load); });
 }

@@ -8,10 +8,14 @@
 
 namespace lockstep {
 
-int run_program(const Communicator& world, const std::function<ExitCode()>& body) {
+int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
+                const std::function<ExitCode()>& body) {
   const auto text = [&](const std::exception& error) { return std::string("error: ") + error.what() + "\n"; };
   try {
-    return static_cast<int>(body());
+    if (misuse) std::rethrow_exception(misuse);
+    if (print.empty()) return static_cast<int>(body());
+    if (world.is_chief()) std::fputs(print.c_str(), stdout);
+    return static_cast<int>(ExitCode::done);
   } catch (const DeadlineExceeded& error) {
     world.abort(error.exit_code(), text(error));
   } catch (const Error& error) {

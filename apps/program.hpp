@@ -1,6 +1,8 @@
 #pragma once
 
+#include <exception>
 #include <functional>
+#include <string>
 
 #include <lockstep/mpi/communicator.hpp>
 #include <lockstep/mpi/environment.hpp>
@@ -10,6 +12,10 @@ namespace lockstep {
 /// Runs the body of an MPI program and turns how it ends into the exit code of every rank. Errors of the
 /// library are thrown on all ranks, so all end in order and the chief prints the message once; after a lost
 /// rank, or an exception that nobody agreed on, the whole job is ended.
-int run_program(const Communicator& world, const std::function<ExitCode()>& body);
+///
+/// The command line was read before MPI could say which rank this is: `misuse` is what was wrong with it, or
+/// null, and `print` a text that the chief prints instead of running the body (help, version), or empty.
+int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
+                const std::function<ExitCode()>& body);
 
 }  // namespace lockstep

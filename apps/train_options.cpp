@@ -20,8 +20,8 @@ namespace po = boost::program_options;
 constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
 
 /// Options of the design that this version does not have: refused by name, not accepted and ignored.
-const std::vector<std::string_view> kNotYet = {"weight_decay", "clip_norm", "bucket_bytes", "keep_best",
-                                               "key_file"};
+const std::vector<std::string_view> kNotYet = {"weight_decay", "clip_norm", "bucket_bytes",
+                                               "keep_best",    "key_file",  "stop_grace_period_secs"};
 
 template <class T>
 void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
@@ -69,7 +69,6 @@ void check(const TrainOptions& o) {
   interval("hang_limit_secs", o.hang_limit_secs);
   interval("max_wait_secs", o.max_wait_secs);
   interval("max_run_secs", o.max_run_secs);
-  interval("stop_grace_period_secs", o.stop_grace_period_secs);
   interval("keep_checkpoint_every_n_hours", o.keep_checkpoint_every_n_hours);
   check_range<std::int64_t>("save_checkpoint_steps", o.save_checkpoint_steps, 0, kHuge);
   check_range<std::int64_t>("save_summaries_steps", o.save_summaries_steps, 0, kHuge);
@@ -191,9 +190,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "max_wait_secs", po::value(&o.max_wait_secs)->default_value(o.max_wait_secs),
       "how long ranks wait for the chief to restore")(
       "max_run_secs", po::value(&o.max_run_secs)->default_value(0),
-      "save and stop (exit code 75) when the run is this old; 0: off")(
-      "stop_grace_period_secs", po::value(&o.stop_grace_period_secs)->default_value(o.stop_grace_period_secs),
-      "for threads of hooks to end")("report", po::value(&o.report), "write results here as JSON")(
+      "save and stop (exit code 75) when the run is this old; 0: off")("report", po::value(&o.report),
+                                                                       "write results here as JSON")(
       "log_file", po::value(&o.log_file), "the chief's messages, dated, beside the terminal")(
       "dry_run", po::bool_switch(&o.dry_run), "check everything and say what would be done; write nothing")(
       "config", po::value<std::string>(),

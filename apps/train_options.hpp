@@ -46,7 +46,6 @@ struct TrainOptions {
   double hang_limit_secs = 600;
   double max_wait_secs = 7200;
   double max_run_secs = 0;
-  double stop_grace_period_secs = 120;
   int ranks_per_node = 0;
   std::string report;
   std::string log_file;

@@ -76,7 +76,7 @@ class BadInput(EndToEnd):
         for name, value in [("model", "resnet"), ("dataset", "cifar10"), ("optimizer", "lamb"), ("schedule", "cosine"),
                             ("precision", "bf16"), ("gradient_dtype", "bf16"), ("shard_optimizer", "1"),
                             ("threads", "2"), ("weight_decay", "0.1"), ("clip_norm", "1"), ("bucket_bytes", "65536"),
-                            ("keep_best", "loss:3"), ("key_file", "k")]:
+                            ("keep_best", "loss:3"), ("key_file", "k"), ("stop_grace_period_secs", "60")]:
             with self.subTest(option=name):
                 # Without mpirun: what is refused is refused before any rank counts.
                 ended = harness.execute(harness.TRAIN, *self.options(**{name: value},

@@ -162,7 +162,7 @@ def wait_for(condition, what, limit=LIMIT):
     while not condition():
         if time.monotonic() > end:
             raise AssertionError(f"waited {limit} s for {what}")
-        time.sleep(0.005)
+        time.sleep(0.005)  # between two looks; the limit above ends it
 
 
 def snapshot(folder, without=()):

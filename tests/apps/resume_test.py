@@ -46,7 +46,7 @@ class Resume(EndToEnd):
             with self.start(ranks, directory) as job:
                 harness.wait_for(lambda: harness.newest_step(directory) > before or job.process.poll() is not None,
                                  "a checkpoint")
-                time.sleep(self.draw.uniform(0, 0.25))
+                time.sleep(self.draw.uniform(0, 0.25))  # so that the kill or signal comes at any moment
                 if job.process.poll() is not None:
                     self.assertEqual(job.process.returncode, 0, job.text())
                     break
@@ -78,7 +78,7 @@ class Resume(EndToEnd):
         for _ in range(4):
             with self.start(2, directory, **{**changes, "last_step": 100000}) as job:
                 harness.wait_for(lambda: len(job.ranks()) == 2 or job.process.poll() is not None, "the ranks")
-                time.sleep(self.draw.uniform(0, 0.4))
+                time.sleep(self.draw.uniform(0, 0.4))  # so that the kill or signal comes at any moment
                 job.kill()
             had = harness.newest_step(directory)
             if had >= 20:
@@ -94,7 +94,7 @@ class Resume(EndToEnd):
         directory = self.folder / "run"
         with self.start(2, directory, save_checkpoint_steps=0) as job:
             harness.wait_for(lambda: harness.newest_step(directory) >= 0, "the first save")
-            time.sleep(self.draw.uniform(0.05, 0.3))
+            time.sleep(self.draw.uniform(0.05, 0.3))  # so that the kill or signal comes at any moment
             os.kill(job.process.pid, signal.SIGUSR1)
             ended = job.wait()
         self.assertEqual(ended.code, 75, str(ended))

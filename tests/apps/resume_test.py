@@ -12,9 +12,9 @@ SEED = int(os.environ.get("LOCKSTEP_TEST_SEED", random.SystemRandom().randrange(
 
 
 class Resume(EndToEnd):
-    """Runs of a second or two, with many saves."""
+    """Jobs that would never end are killed or stopped, on however fast a machine; the next goes on to some step."""
 
-    LONG = {"hidden": "256,128", "last_step": 600, "save_checkpoint_steps": 7}
+    LONG = {"hidden": "256,128", "last_step": 1000000, "save_checkpoint_steps": 7}
 
     @classmethod
     def setUpClass(cls):
@@ -22,38 +22,33 @@ class Resume(EndToEnd):
         print(f"LOCKSTEP_TEST_SEED={SEED}", flush=True)
         cls.draw = random.Random(SEED)
 
-    def undisturbed(self):
-        if not hasattr(Resume, "expected"):
-            Resume.expected = self.train(2, **{**self.LONG, "save_checkpoint_steps": 0})
-        return Resume.expected
-
-    def check_same(self, report):
-        expected = self.undisturbed()
-        for key in ("parameters_digest", "loss", "test_accuracy", "global_step"):
-            self.assertEqual(report[key], expected[key], key)
-
     def start(self, ranks, directory, **changes):
         return Job(ranks, harness.TRAIN, *self.options(**self.LONG | {"checkpoint_dir": directory} | changes))
 
+    def finish(self, ranks, directory):
+        """Goes on for 40 steps more and compares with a run that nothing disturbed."""
+        newest = harness.newest_step(directory)
+        changes = self.LONG | {"last_step": newest + 40}
+        report = self.train(ranks, **changes, checkpoint_dir=directory)
+        self.assertEqual(report["restored_from"], f"ckpt-{newest:08}.h5")
+        undisturbed = self.train(2, **changes | {"save_checkpoint_steps": 0})
+        for key in ("parameters_digest", "loss", "test_accuracy", "global_step"):
+            self.assertEqual(report[key], undisturbed[key], key)
+        self.assertEqual(harness.read_json(directory / "status.json")["state"], "done")
+        return undisturbed
+
     def test_killed_again_and_again_on_changing_ranks(self):
-        self.undisturbed()
         directory = self.folder / "run"
-        kills = 0
         for ranks in (2, 3, 1, 4, 2):
             before = harness.newest_step(directory)
-            if before >= 500:
-                break
             with self.start(ranks, directory) as job:
                 harness.wait_for(lambda: harness.newest_step(directory) > before or job.process.poll() is not None,
                                  "a checkpoint")
-                time.sleep(self.draw.uniform(0, 0.25))  # so that the kill or signal comes at any moment
-                if job.process.poll() is not None:
-                    self.assertEqual(job.process.returncode, 0, job.text())
-                    break
+                time.sleep(self.draw.uniform(0, 0.25))  # so that the kill comes at any moment
+                self.assertIsNone(job.process.poll(), job.text())
                 job.kill()
                 if before >= 0:
                     self.assertIn("restored checkpoint", job.text())
-            kills += 1
             acknowledged = [int(line.split("(step ")[1].split(",")[0]) for line in job.text().splitlines()
                             if line.startswith("saved checkpoint")]
             if acknowledged:
@@ -63,12 +58,7 @@ class Resume(EndToEnd):
             self.assertEqual(status["state"], "running")
             shown = harness.execute(harness.INSPECT, directory)
             self.assertIn("lost: it was running", shown.out)
-        self.assertGreaterEqual(kills, 2)
-        newest = harness.checkpoints(directory)[-1]
-        report = self.train(3, **self.LONG, checkpoint_dir=directory)
-        self.assertEqual(report["restored_from"], newest)
-        self.check_same(report)
-        self.assertEqual(harness.read_json(directory / "status.json")["state"], "done")
+        self.finish(3, directory)
 
     def test_killed_at_the_very_start(self):
         """Before, while and after the first save: the next launch begins or goes on, but never fails."""
@@ -94,20 +84,15 @@ class Resume(EndToEnd):
         directory = self.folder / "run"
         with self.start(2, directory, save_checkpoint_steps=0) as job:
             harness.wait_for(lambda: harness.newest_step(directory) >= 0, "the first save")
-            time.sleep(self.draw.uniform(0.05, 0.3))  # so that the kill or signal comes at any moment
+            time.sleep(self.draw.uniform(0.05, 0.3))  # so that the signal comes at any moment
             os.kill(job.process.pid, signal.SIGUSR1)
             ended = job.wait()
         self.assertEqual(ended.code, 75, str(ended))
         self.assertIn("launch again", ended.err)
         status = harness.read_json(directory / "status.json")
         self.assertEqual((status["state"], status["exit_code"]), ("stopped", 75))
-        step = harness.newest_step(directory)
-        self.assertGreater(step, 0)
-        self.assertLess(step, 600)
-        self.assertEqual(status["global_step"], step)
-        report = self.train(3, **self.LONG, checkpoint_dir=directory)
-        self.assertEqual(report["restored_from"], f"ckpt-{step:08}.h5")
-        self.check_same(report)
+        self.assertEqual(status["global_step"], harness.newest_step(directory))
+        self.finish(3, directory)
 
     def test_a_time_limit_stops_with_a_save_and_a_complete_run_does_nothing(self):
         directory = self.folder / "run"
@@ -118,16 +103,15 @@ class Resume(EndToEnd):
         report = harness.read_json(report_file)
         self.assertIsNone(report["test_accuracy"], "null unless the run ended by itself")
         self.assertEqual(harness.newest_step(directory), report["global_step"])
-        self.assertLess(report["global_step"], 600)
         self.assertEqual(harness.read_json(directory / "status.json")["state"], "stopped")
-        self.check_same(self.train(2, **self.LONG, checkpoint_dir=directory))
+        undisturbed = self.finish(2, directory)
 
         before = harness.snapshot(directory, without=("status.json",))
-        again = self.train(2, **self.LONG, checkpoint_dir=directory)
-        self.assertEqual(again["global_step"], 600)
+        again = self.train(2, **self.LONG | {"last_step": undisturbed["global_step"]}, checkpoint_dir=directory)
+        self.assertEqual(again["global_step"], undisturbed["global_step"])
         self.assertIsNone(again["loss"], "no step, no loss")
-        self.assertEqual(again["parameters_digest"], self.undisturbed()["parameters_digest"])
-        self.assertEqual(again["test_accuracy"], self.undisturbed()["test_accuracy"])
+        self.assertEqual(again["parameters_digest"], undisturbed["parameters_digest"])
+        self.assertEqual(again["test_accuracy"], undisturbed["test_accuracy"])
         self.assertIn("complete", again["stderr"])
         after = harness.snapshot(directory, without=("status.json",))
         self.assertEqual({name for name in after if not name.startswith("events")},

@@ -140,15 +140,19 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
 
   bool should_stop() const noexcept { return closed_ || stopping_; }
 
-  void run(const Step& step) {
+  void run(const Step& step, const Feeds& feeds) {
     if (closed_) throw UsageError("run() after close(); make another session to go on");
     if (stopping_) throw UsageError("run() although should_stop() is true; test it before each step");
     std::exception_ptr failure;
     bool dropped = false;
     StepValues values;
     begin_step();
+    feeds_ = feeds;
     try {
-      for (const auto& hook : hooks_) hook->before_run(*this);
+      for (const auto& hook : hooks_) {
+        traced(*hook, [&] { hook->before_run(*this); });
+      }
+      const auto phase = trace_.phase("step");
       values = step(*this);
     } catch (const StepAbandoned&) {
     } catch (const EndOfInput&) {
@@ -166,6 +170,8 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     if (lost_) lose_contact();
     try {
       complete_step(values, failure, dropped);
+      // Even if this rank has failed since its ballot left: the others do not know and wait for its texts.
+      if (!ended_input_) deliver_gathered(failure);
       if (!failure && !ended_input_) after_step(values, failure);
       if (failure) {
         // It came after the ballot of its step: the others hear of it in their next collective, be that of a
@@ -253,6 +259,14 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   bool stop_requested() const override { return stopping_ || !own_stop_reason_.empty(); }
   void save_now() override { wants_save_ = true; }
 
+  Feeds& feeds() override { return feeds_; }
+  const Feeds& feeds() const override { return feeds_; }
+  StepTrace& trace() override { return trace_; }
+
+  void gather(std::string text, Deliver deliver) override {
+    gathers_.emplace_back(std::move(text), std::move(deliver));
+  }
+
   // --- StepContext ---
 
   std::int64_t number() const override { return state_.global_step(); }
@@ -318,6 +332,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     unfinished_ = false;
     // MPI's sum is whole on every rank already, and nobody reads what is another's.
     if (config_.reduction == ReductionKind::mpi && !config_.share_parameters) return;
+    const auto phase = trace_.phase("finish");
     in_contact([&] { reducer_->finish(); });
   }
 
@@ -375,6 +390,9 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
       if (!hook) throw UsageError("a hook is null");
     }
     find_saver();
+    for (const auto& hook : hooks_) after_run_order_.push_back(hook.get());
+    std::ranges::stable_partition(after_run_order_,
+                                  [](const SessionRunHook* hook) { return !hook->looks_last(); });
   }
 
   /// A directory has one saver: the default one, or one that the user brings.
@@ -593,7 +611,9 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   void send_ballot(bool with_sum) {
     finish_ballot();
     ballot_sent_ = true;
+    const auto phase = trace_.phase("reduce");
     tally_ = in_contact([&] { return with_sum ? reducer_->reduce(ballot_) : reducer_->exchange(ballot_); });
+    trace_.meet();
   }
 
   [[noreturn]] void fail_in_disagreement() {
@@ -670,9 +690,35 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   void after_step(const StepValues& values, std::exception_ptr& failure) {
     const RunValues run_values(values, tally_, state_.global_step());
     try {
-      for (const auto& hook : hooks_) hook->after_run(*this, run_values);
+      for (SessionRunHook* hook : after_run_order_) {
+        traced(*hook, [&] { hook->after_run(*this, run_values); });
+      }
     } catch (...) {
       failure = current_failure();
+    }
+  }
+
+  /// Calls a hook; in a profile the time is its own.
+  template <class Work>
+  void traced(const SessionRunHook& hook, Work&& work) {
+    if (!trace_.on()) {
+      work();
+      return;
+    }
+    const auto phase = trace_.phase(hook.name());
+    work();
+  }
+
+  /// All ranks are here, after a tally without errors: what they asked for in `gather` can be sent.
+  void deliver_gathered(std::exception_ptr& failure) {
+    if (gathers_.empty()) return;
+    for (const auto& [text, deliver] : std::exchange(gathers_, {})) {
+      const std::vector<std::string> texts = comm_.all_gather_text(text);
+      try {
+        if (comm_.is_chief()) deliver(texts);
+      } catch (...) {
+        if (!failure) failure = current_failure();
+      }
     }
   }
 
@@ -784,16 +830,17 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         if (!failure) failure = current_failure();
       }
     };
+    deliver_gathered(failure);
     // After a signal little time may be left: what there is goes to disk before hooks take their time to end.
     if (stopped_early_ && saver_) guarded([&] { saver_->save_and_wait(*this); });
     const bool saves = saver_ && comm_.is_chief();
     const Digest before = saves ? content_digest(state_.entries()) : Digest{};
     for (const auto& hook : hooks_) {
-      if (!hook->ends_last()) guarded([&] { hook->end(*this); });
+      if (!hook->looks_last()) guarded([&] { hook->end(*this); });
     }
     if (saves && content_digest(state_.entries()) != before) saver_->save_again();
     for (const auto& hook : hooks_) {
-      if (hook->ends_last()) guarded([&] { hook->end(*this); });
+      if (hook->looks_last()) guarded([&] { hook->end(*this); });
     }
     summary_.flush();
     if (const std::exception_ptr agreed = agreed_failure(comm_, failure)) {
@@ -840,7 +887,8 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   Seconds started_;
   std::vector<std::shared_ptr<SessionRunHook>> hooks_;
   std::size_t chief_only_count_ = 0;
-  std::size_t begun_ = 0;  ///< hooks whose `begin` has returned
+  std::vector<SessionRunHook*> after_run_order_;  ///< the same, those that look last behind the others
+  std::size_t begun_ = 0;                         ///< hooks whose `begin` has returned
   std::shared_ptr<CheckpointSaverHook> saver_;
   std::vector<SecondOrStepTimer*> timers_;
   std::vector<SecondOrStepTimer*> chief_timers_;
@@ -863,6 +911,9 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   bool ended_input_ = false;
   std::int64_t micro_batches_done_ = 0;
   std::exception_ptr lost_;  ///< a wait of this step reached its limit
+  Feeds feeds_;
+  StepTrace trace_;
+  std::vector<std::pair<std::string, Deliver>> gathers_;  ///< asked for by hooks, not yet sent
   std::string own_stop_reason_;
   bool out_of_time_ = false;
   bool wants_save_ = false;
@@ -895,8 +946,8 @@ MonitoredTrainingSession::~MonitoredTrainingSession() {
 bool MonitoredTrainingSession::should_stop() const noexcept {
   return impl_->should_stop();
 }
-void MonitoredTrainingSession::run(const Step& step) {
-  impl_->run(step);
+void MonitoredTrainingSession::run(const Step& step, const Feeds& feeds) {
+  impl_->run(step, feeds);
 }
 
 void MonitoredTrainingSession::train(const Step& step) {

@@ -37,6 +37,9 @@ class FakeContext final : public RunContext {
   void request_stop_all(std::string_view reason) override { stopped.emplace_back(reason); }
   bool stop_requested() const override { return !asked.empty() || !stopped.empty(); }
   void save_now() override {}
+  Feeds& feeds() override { return fed; }
+  StepTrace& trace() override { return steps_trace; }
+  void gather(std::string text, Deliver deliver) override { gathered.emplace_back(std::move(text), deliver); }
 
   /// One step of a session with a single hook: returns what its after_run threw, if anything.
   template <class Hook>
@@ -53,6 +56,9 @@ class FakeContext final : public RunContext {
   SummaryWriter writer;
   std::vector<std::string> asked;
   std::vector<std::string> stopped;
+  Feeds fed;
+  StepTrace steps_trace;
+  std::vector<std::pair<std::string, Deliver>> gathered;
   std::shared_ptr<Messages> messages = std::make_shared<Messages>();
 
  private:

@@ -57,7 +57,7 @@ class CheckpointSaverHook final : public SessionRunHook {
 
   /// Chief: saves unless this step is saved, and waits until it is durable. Throws IoError if it is not.
   void end(RunContext& context) override;
-  bool ends_last() const override { return true; }
+  bool looks_last() const override { return true; }
 
   /// Chief: saves now and waits until it is durable; another rank does nothing. For a stop that may leave
   /// little time.

@@ -2,12 +2,16 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <lockstep/base/clock.hpp>
 #include <lockstep/base/log.hpp>
+#include <lockstep/hooks/feeds.hpp>
 #include <lockstep/hooks/second_or_step_timer.hpp>
+#include <lockstep/hooks/step_trace.hpp>
 #include <lockstep/hooks/step_values.hpp>
 #include <lockstep/hooks/summary_writer.hpp>
 #include <lockstep/reduce/tally.hpp>
@@ -47,6 +51,19 @@ class RunContext {
 
   /// This rank asks for a checkpoint after this step, or the next if this one is over. Local.
   virtual void save_now() = 0;
+
+  /// In `before_run`: what this rank's step finds in StepContext::feeds(). Local.
+  virtual Feeds& feeds() = 0;
+
+  /// Records how this rank spends its time. Local.
+  virtual StepTrace& trace() = 0;
+
+  /// Brings a text of every rank to the chief, where `deliver` gets them in the order of the ranks: once all
+  /// ranks have agreed how the next step, or the close, went; after an error never. Costs a message of its
+  /// own, so it is for what happens now and then. Logically collective: call it on every rank at the same
+  /// step, from values that all ranks share.
+  using Deliver = std::function<void(const std::vector<std::string>& texts)>;
+  virtual void gather(std::string text, Deliver deliver) = 0;
 };
 
 /// What a step has yielded, the same on all ranks.
@@ -76,7 +93,8 @@ class RunValues {
 ///
 /// Order: `begin` of all hooks; the state is initialized or restored; `after_create_session`; then per step
 /// `before_run`, the step, `after_run`, each in the order of the list; at a clean end `end`. After an error
-/// of any rank `on_error` instead of `end`, on all ranks.
+/// of any rank `on_error` instead of `end`, on all ranks. Hooks that look last (the saver) come after all
+/// others in `after_run` and `end`, so that a checkpoint holds what the others made of its step.
 class SessionRunHook {
  public:
   virtual ~SessionRunHook() = default;
@@ -104,8 +122,8 @@ class SessionRunHook {
   /// After an error, before it leaves the session. Must not throw.
   virtual void on_error(RunContext&, const std::exception&) {}
 
-  /// True for a hook whose `end` saves what the `end` of others may still change.
-  virtual bool ends_last() const { return false; }
+  /// True for a hook that saves what `after_run` and `end` of others may still change.
+  virtual bool looks_last() const { return false; }
 };
 
 }  // namespace lockstep

@@ -101,8 +101,9 @@ class MonitoredTrainingSession {
   bool should_stop() const noexcept;
 
   /// One step with all hooks. Not after should_stop() (UsageError). An exception of `step` or of a hook on
-  /// any rank is thrown on all; the session is then over.
-  void run(const Step& step);
+  /// any rank is thrown on all; the session is then over. `feeds`: what this rank's step is to find in
+  /// StepContext::feeds(), beside what hooks feed.
+  void run(const Step& step, const Feeds& feeds = {});
 
   /// Runs `step` until something asks to stop, then closes.
   void train(const Step& step);

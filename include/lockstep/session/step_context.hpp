@@ -2,21 +2,15 @@
 
 #include <cstdint>
 #include <span>
-#include <stdexcept>
 
+#include <lockstep/hooks/end_of_input.hpp>
+#include <lockstep/hooks/feeds.hpp>
+#include <lockstep/hooks/step_trace.hpp>
 #include <lockstep/hooks/step_values.hpp>
 #include <lockstep/reduce/reducer.hpp>
 #include <lockstep/state/state.hpp>
 
 namespace lockstep {
-
-/// Thrown by a step that has no more data, before it reduces. All ranks stop cleanly and drop this step. On
-/// one rank or on all.
-class EndOfInput : public std::runtime_error {
- public:
-  EndOfInput() : std::runtime_error("end of input") {}
-  using std::runtime_error::runtime_error;
-};
 
 /// What a step gets from the session. Lives for one step; used on the session's thread.
 ///
@@ -32,6 +26,12 @@ class StepContext {
   virtual State& state() = 0;
   virtual int rank() const = 0;
   virtual int ranks() const = 0;
+
+  /// What the caller of `run` and hooks feed to this step of this rank. Local.
+  virtual const Feeds& feeds() const = 0;
+
+  /// Where a step says what it does, for profiles: `const auto phase = step.trace().phase("data");`. Local.
+  virtual StepTrace& trace() = 0;
 
   /// Sums `gradients` (as many as the state has parameter elements; see State::parameters) over the ranks and
   /// gives back the sum; `local` is replaced by its mean over the ranks. The session must have one

@@ -14,14 +14,19 @@ void StepCounterHook::begin(RunContext& context) {
 
 void StepCounterHook::after_run(RunContext& context, const RunValues& values) {
   const std::int64_t step = values.global_step();
+  if (context.is_chief()) lag_.add(step, values.tally());
   if (!timer_.should_trigger_for_step(step)) return;
   const auto elapsed = timer_.update_last_triggered_step(step);
   if (!elapsed || elapsed->seconds.count() <= 0) return;
   const double rate = static_cast<double>(elapsed->steps) / elapsed->seconds.count();
   context.summary().scalar("global_step/sec", rate, step);
+  if (context.ranks() > 1) context.summary().scalar("arrival_lag/sec", lag_.mean(), step);
   if (context.is_chief() && !context.log().interactive()) {
-    context.log().info(fmt::format("step {}: global_step/sec = {:.4g}", step, rate));
+    const std::string late = lag_.report(elapsed->seconds, context.topology());
+    context.log().info(
+        fmt::format("step {}: global_step/sec = {:.4g}{}{}", step, rate, late.empty() ? "" : "; ", late));
   }
+  lag_.clear();
 }
 
 }  // namespace lockstep

@@ -47,8 +47,8 @@ Communicator Communicator::self(WaitPolicy policy) {
   return Communicator(std::make_shared<SelfTransport>(), std::move(policy));
 }
 
-void Communicator::wait_slowly(std::string_view what, const std::function<bool()>& ready,
-                               const std::function<std::string()>& missing) const {
+Seconds Communicator::wait_slowly(std::string_view what, const std::function<bool()>& ready,
+                                  const std::function<std::string()>& missing) const {
   // Reading the clock costs more than a turn of spinning; this many turns last some tens of microseconds.
   constexpr std::uint64_t kTurnsPerClock = 256;
   const Seconds start = policy_.clock->now();
@@ -70,10 +70,11 @@ void Communicator::wait_slowly(std::string_view what, const std::function<bool()
       notice = 2 * waited;
     }
   }
+  return policy_.clock->now() - start;
 }
 
-void Communicator::wait(Request& request, std::string_view what, std::string_view partner) const {
-  wait_until(
+Seconds Communicator::wait(Request& request, std::string_view what, std::string_view partner) const {
+  return wait_until(
       what, [&] { return transport_->test(request); }, [&] { return std::string(partner); });
 }
 

@@ -34,6 +34,13 @@ ElementRange part_of(ElementRange whole, int index, int parts, std::size_t grain
   return {at(index), at(index + 1)};
 }
 
+/// The ranks of a node know which of them is missing; those that wait for the node let them speak first.
+Communicator more_patient(const Communicator& comm) {
+  WaitPolicy policy = comm.policy();
+  if (policy.limit > Seconds{0}) policy.limit += std::max(Seconds{1}, policy.limit / 10);
+  return comm.with_policy(policy);
+}
+
 std::vector<TreeNode> nodes_of(const std::vector<FoldPlan::Partial>& partials) {
   std::vector<TreeNode> nodes;
   for (const auto& partial : partials) nodes.push_back(partial.node);
@@ -44,6 +51,9 @@ std::vector<TreeNode> nodes_of(const std::vector<FoldPlan::Partial>& partials) {
 
 CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches)
     : topology_(topology),
+      other_nodes_(more_patient(topology.column)),
+      patient_node_(more_patient(topology.node)),
+      micro_batches_(micro_batches),
       elements_(elements),
       padded_(round_up(elements + kMicroBatchValues, kArenaAlignment)),
       range_(owned_range(micro_batches, topology.my_position, topology.world.size())),
@@ -122,24 +132,62 @@ float* CanonicalReducer::buffer(int local_rank, int index) const {
   return buffer_starts_[static_cast<std::size_t>(local_rank)][static_cast<std::size_t>(index)];
 }
 
+/// Where a rank of this node is and what it was last seen doing.
+std::string CanonicalReducer::whereabouts(int local_rank) const {
+  const auto local = static_cast<std::size_t>(local_rank);
+  const std::uint64_t begun = control(local_rank).begun.load(std::memory_order_relaxed);
+  const auto owned =
+      owned_range(micro_batches_,
+                  topology_.node_starts[static_cast<std::size_t>(topology_.my_node)] + local_rank,
+                  topology_.world.size())
+          .size();
+  std::string seen;
+  if (control(local_rank).arrived.load(std::memory_order_relaxed) >= operation_) {
+    seen = "in the update after the sum";
+  } else if (begun == 0) {
+    seen = "before the step's first micro-batch";
+  } else {
+    seen = fmt::format("in micro-batch {} of {}", begun, owned);
+  }
+  return fmt::format("rank {} on {} (last seen {})", topology_.node_ranks[local],
+                     topology_.node_hosts[static_cast<std::size_t>(topology_.my_node)], seen);
+}
+
 template <class Word>
-void CanonicalReducer::wait_for_node(std::string_view what, Word word, std::uint64_t value) const {
+Seconds CanonicalReducer::wait_for_node(std::string_view what, Word word, std::uint64_t value) const {
   const int size = topology_.node.size();
   int next = 0;  // all before it have come
-  topology_.node.wait_until(
+  return topology_.node.wait_until(
       what,
       [&] {
         while (next < size && (control(next).*word).load(std::memory_order_acquire) >= value) ++next;
         return next == size;
       },
       [&] {
-        std::vector<int> missing;
+        std::string missing;
         for (int local = next; local < size; ++local) {
-          if ((control(local).*word).load(std::memory_order_acquire) < value) {
-            missing.push_back(topology_.node_ranks[static_cast<std::size_t>(local)]);
-          }
+          if ((control(local).*word).load(std::memory_order_acquire) >= value) continue;
+          missing += (missing.empty() ? "" : ", ") + whereabouts(local);
         }
-        return (missing.size() == 1 ? "rank " : "ranks ") + to_string_ranks(missing);
+        return missing;
+      });
+}
+
+/// For ranks that do not talk to other nodes: their node's first rank does.
+Seconds CanonicalReducer::wait_for_tally() const {
+  return patient_node_.wait_until(
+      "the ballots of other nodes",
+      [&] { return control(0).tallied.load(std::memory_order_acquire) >= operation_; },
+      [&] { return whereabouts(0) + ", or a rank that it waits for"; });
+}
+
+Seconds CanonicalReducer::wait_for_node_at(Request& request, std::string_view what, int node) const {
+  const auto index = static_cast<std::size_t>(node);
+  return other_nodes_.wait_until(
+      what, [&] { return other_nodes_.test(request); },
+      [&] {
+        return fmt::format("a rank of the node of rank {}, {}", topology_.node_leaders[index],
+                           topology_.node_hosts[index]);
       });
 }
 
@@ -161,6 +209,7 @@ std::span<float> CanonicalReducer::begin_micro_batch() {
       wait_for_node("the others to have read the last sum", &Control::released, operation_);
     }
   }
+  control(topology_.node.rank()).begun.store(next_micro_batch_ + 1, std::memory_order_relaxed);
   float* start = buffer(topology_.node.rank(), index);
   std::fill_n(start + elements_, kMicroBatchValues, 0.0F);
   return {start, elements_ + kMicroBatchValues};
@@ -186,9 +235,12 @@ Tally CanonicalReducer::exchange_ballots(const Tally& mine) {
   next_micro_batch_ = 0;
   ++operation_;
   Control& own = control(topology_.node.rank());
-  own.ballots[operation_ & 1] = mine;
+  Tally& ballot = own.ballots[operation_ & 1];
+  ballot = mine;
+  ballot.set_wait(waited_.count(), topology_.my_node);
   own.arrived.store(operation_, std::memory_order_release);
-  wait_for_node("all ranks to finish their micro-batches", &Control::arrived, operation_);
+  waited_ = wait_for_node("all ranks to finish their micro-batches", &Control::arrived, operation_);
+  own.begun.store(0, std::memory_order_relaxed);
   return tally_node();
 }
 
@@ -208,8 +260,12 @@ Tally CanonicalReducer::exchange(Tally ballot) {
 Tally CanonicalReducer::complete(const Tally& of_node) {
   reading_sum_ = true;
   if (topology_.nodes > 1) {
-    return of_node.elements() > 0 ? reduce_between_nodes(of_node) : exchange_between_nodes(of_node);
+    const Tally total =
+        of_node.elements() > 0 ? reduce_between_nodes(of_node) : exchange_between_nodes(of_node);
+    waits_.add(waited_);
+    return total;
   }
+  waits_.add(waited_);
   if (of_node.elements() > 0 && of_node.agrees() && !of_node.anyone_says(Says::error)) {
     run_program(node_programs_.front(), sum_);
   }
@@ -225,13 +281,10 @@ void CanonicalReducer::run_program(const CombineProgram& program, float* result)
 Tally CanonicalReducer::exchange_between_nodes(const Tally& of_node) {
   Control& first = control(0);
   if (topology_.node.rank() != 0) {
-    topology_.node.wait_until(
-        "the ballots of other nodes",
-        [&] { return first.tallied.load(std::memory_order_acquire) >= operation_; },
-        [&] { return fmt::format("rank {}, or a rank that it waits for", topology_.node_ranks[0]); });
+    waited_ += wait_for_tally();
     return first.totals[operation_ & 1];
   }
-  const auto all = topology_.column.all_gather(of_node);
+  const auto all = other_nodes_.all_gather(of_node);
   Tally total;
   for (const Tally& tally : all) total.add(tally);
   first.totals[operation_ & 1] = total;
@@ -249,7 +302,11 @@ Tally CanonicalReducer::reduce_between_nodes(const Tally& of_node) {
     for (std::size_t p = 0; p < node_programs_.size(); ++p) run_program(node_programs_[p], node_results_[p]);
     // Collect: to each node its part of my node's partial sums, with the ballots of my node.
     const auto wait_all = [&](std::string_view what) {
-      for (Request& request : requests_) topology_.column.wait(request, what);
+      Seconds waited{0};
+      for (std::size_t i = 0; i < requests_.size(); ++i) {
+        waited += wait_for_node_at(requests_[i], what, static_cast<int>(i / 2));
+      }
+      return waited;
     };
     for (std::size_t n = 0; n < peers; ++n) {
       if (n == me) continue;
@@ -260,10 +317,10 @@ Tally CanonicalReducer::reduce_between_nodes(const Tally& of_node) {
         std::memcpy(out, result + parts_[n].first, parts_[n].size() * sizeof(float));
         out += parts_[n].size() * sizeof(float);
       }
-      requests_[2 * n] = topology_.column.receive(inbox_[n], static_cast<int>(n), kCollectTag);
-      requests_[2 * n + 1] = topology_.column.send(outbox_[n], static_cast<int>(n), kCollectTag);
+      requests_[2 * n] = other_nodes_.receive(inbox_[n], static_cast<int>(n), kCollectTag);
+      requests_[2 * n + 1] = other_nodes_.send(outbox_[n], static_cast<int>(n), kCollectTag);
     }
-    wait_all("partial sums of other nodes");
+    waited_ += wait_all("partial sums of other nodes");
 
     tally = Tally();
     std::vector<const float*> partials;
@@ -294,8 +351,8 @@ Tally CanonicalReducer::reduce_between_nodes(const Tally& of_node) {
       const auto bytes = [&](std::size_t part) {
         return std::as_writable_bytes(std::span(sum_ + parts_[part].first, parts_[part].size()));
       };
-      requests_[2 * n] = topology_.column.receive(bytes(n), static_cast<int>(n), kSpreadTag);
-      requests_[2 * n + 1] = topology_.column.send(bytes(me), static_cast<int>(n), kSpreadTag);
+      requests_[2 * n] = other_nodes_.receive(bytes(n), static_cast<int>(n), kSpreadTag);
+      requests_[2 * n + 1] = other_nodes_.send(bytes(me), static_cast<int>(n), kSpreadTag);
     }
     wait_all("sums of other nodes");
   }
@@ -304,10 +361,7 @@ Tally CanonicalReducer::reduce_between_nodes(const Tally& of_node) {
     first.totals[operation_ & 1] = tally;
     first.tallied.store(operation_, std::memory_order_release);
   } else if (!exchanges) {
-    topology_.node.wait_until(
-        "the ballots of other nodes",
-        [&] { return first.tallied.load(std::memory_order_acquire) >= operation_; },
-        [&] { return fmt::format("rank {}, or a rank that it waits for", topology_.node_ranks[0]); });
+    waited_ += wait_for_tally();
     tally = first.totals[operation_ & 1];
   }
   return tally;

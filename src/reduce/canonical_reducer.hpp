@@ -31,6 +31,7 @@ class CanonicalReducer final : public Reducer {
   }
   std::span<const float> sum() const override { return {sum_, elements_ + kMicroBatchValues}; }
   void finish() override;
+  const WaitHistory& waits() const override { return waits_; }
   int gradient_arenas() const override { return buffers_; }
 
  private:
@@ -42,6 +43,7 @@ class CanonicalReducer final : public Reducer {
     alignas(64)
         std::atomic<std::uint64_t> finished;  ///< this rank no longer needs others' parts of this operation
     alignas(64) std::atomic<std::uint64_t> released;  ///< this rank no longer reads the sum
+    alignas(64) std::atomic<std::uint64_t> begun;  ///< micro-batches begun since the last sum: for messages
     alignas(64) Tally ballots[2];  ///< of odd and even operations: ranks are at most one apart
     Tally totals[2];
   };
@@ -50,7 +52,10 @@ class CanonicalReducer final : public Reducer {
   float* buffer(int local_rank, int index) const;
   void release();
   template <class Word>
-  void wait_for_node(std::string_view what, Word word, std::uint64_t value) const;
+  Seconds wait_for_node(std::string_view what, Word word, std::uint64_t value) const;
+  Seconds wait_for_tally() const;
+  Seconds wait_for_node_at(Request& request, std::string_view what, int node) const;
+  std::string whereabouts(int local_rank) const;
   Tally exchange_ballots(const Tally& mine);
   Tally complete(const Tally& of_node);
   void run_program(const CombineProgram& program, float* result);
@@ -59,6 +64,9 @@ class CanonicalReducer final : public Reducer {
   Tally exchange_between_nodes(const Tally& of_node);
 
   const Topology& topology_;
+  Communicator other_nodes_;   ///< the column, more patient
+  Communicator patient_node_;  ///< the node, as patient, for what comes from other nodes
+  std::int64_t micro_batches_;
   std::size_t elements_;
   std::size_t padded_;  ///< elements and values, rounded up to whole cache lines
   MicroBatchRange range_;
@@ -87,6 +95,8 @@ class CanonicalReducer final : public Reducer {
   std::size_t next_micro_batch_ = 0;
   std::uint64_t operation_ = 0;
   bool reading_sum_ = false;
+  Seconds waited_{0};  ///< for others, in the operation before
+  WaitHistory waits_;
 };
 
 }  // namespace lockstep

@@ -72,13 +72,16 @@ Tally MpiReducer::reduce(Tally ballot) {
     std::ranges::fill(total_.values(), 0.0F);  // no micro-batch is mine, or I failed before the first
   done_ = 0;
   const auto ballot_floats = total_.values().subspan(elements_ + kMicroBatchValues, MpiBallot::kFloats);
+  ballot.set_wait(waited_.count(), topology_.my_node);
+  waited_ = Seconds{0};
   MpiBallot::pack(ballot, ballot_floats);
   for (auto left = total_.values(); !left.empty();) {
     const auto piece = left.first(std::min(left.size(), kPiece));
     Request request = topology_.world.all_reduce_sum(piece);
-    topology_.world.wait(request, "the sum of gradients");
+    waited_ += topology_.world.wait(request, "the sum of gradients", "any other rank");
     left = left.subspan(piece.size());
   }
+  waits_.add(waited_);
   return MpiBallot::unpack(ballot_floats, ballot, topology_.world);
 }
 

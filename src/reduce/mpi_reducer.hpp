@@ -27,6 +27,7 @@ class MpiReducer final : public Reducer {
   ElementRange slice() const override;
   std::span<const float> sum() const override { return total_.values().first(elements_ + kMicroBatchValues); }
   void finish() override;
+  const WaitHistory& waits() const override { return waits_; }
   int gradient_arenas() const override { return range_.size() > 1 ? 2 : 1; }
 
  private:
@@ -36,6 +37,8 @@ class MpiReducer final : public Reducer {
   Arena total_;  ///< the running sum of my micro-batches, then of all ranks; then the ballot
   Arena next_;   ///< the micro-batch being computed, after the first
   std::int64_t done_ = 0;
+  Seconds waited_{0};  ///< for the sum, in the operation before: the messages' own time included
+  WaitHistory waits_;
 };
 
 }  // namespace lockstep

@@ -19,9 +19,14 @@ void Tally::set_values(std::span<const double> values, std::uint64_t names) {
   names_min_ = names_max_ = names;
 }
 
-void Tally::set_wait(double seconds) {
+void Tally::set_wait(double seconds, std::int32_t node) {
   wait_sum_ = wait_min_ = seconds;
   wait_min_rank_ = rank_;
+  wait_min_node_ = node;
+}
+
+double Tally::arrival_lag() const {
+  return ranks_ > 1 && wait_min_rank_ != kNobody ? (wait_sum_ - ranks_ * wait_min_) / (ranks_ - 1) : 0;
 }
 
 void Tally::add(const Tally& other) {
@@ -43,6 +48,7 @@ void Tally::add(const Tally& other) {
   if (other.wait_min_ < wait_min_) {
     wait_min_ = other.wait_min_;
     wait_min_rank_ = other.wait_min_rank_;
+    wait_min_node_ = other.wait_min_node_;
   }
   for (int i = 0; i < value_count_; ++i) {
     values_[static_cast<std::size_t>(i)] += other.values_[static_cast<std::size_t>(i)];

@@ -224,7 +224,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   bool stopped_early() const noexcept { return stopped_early_; }
   const std::string& restored_from() const noexcept { return restored_from_; }
   const Reducer& reducer() const noexcept { return *reducer_; }
-  const Topology& topology() const noexcept { return *topology_; }
+  const Topology& topology() const override { return *topology_; }
 
   // --- RunContext ---
 
@@ -570,9 +570,10 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
   std::invoke_result_t<Work> in_contact(Work&& work) {
     try {
       return work();
-    } catch (const DeadlineExceeded&) {
-      lost_ = std::current_exception();
-      throw;
+    } catch (const DeadlineExceeded& missing) {
+      lost_ = std::make_exception_ptr(
+          DeadlineExceeded(fmt::format("in step {}: {}", state_.global_step() + 1, missing.what())));
+      std::rethrow_exception(lost_);
     }
   }
 

@@ -23,6 +23,7 @@ class FakeContext final : public RunContext {
  public:
   int rank() const override { return my_rank; }
   int ranks() const override { return 4; }
+  const Topology& topology() const override { return where; }
   State& state() override { return model; }
   std::int64_t global_step() const override { return model.global_step(); }
   const Clock& clock() const override { return *time; }
@@ -52,6 +53,7 @@ class FakeContext final : public RunContext {
   int my_rank = 0;
   int timers = 0;
   State model;
+  Topology where{Communicator::self()};
   std::shared_ptr<FakeClock> time = std::make_shared<FakeClock>();
   SummaryWriter writer;
   std::vector<std::string> asked;

@@ -15,6 +15,7 @@
 #include <lockstep/hooks/step_values.hpp>
 #include <lockstep/hooks/summary_writer.hpp>
 #include <lockstep/reduce/tally.hpp>
+#include <lockstep/reduce/topology.hpp>
 #include <lockstep/state/state.hpp>
 
 namespace lockstep {
@@ -26,6 +27,7 @@ class RunContext {
 
   virtual int rank() const = 0;
   virtual int ranks() const = 0;
+  virtual const Topology& topology() const = 0;
   bool is_chief() const { return rank() == 0; }
   virtual State& state() = 0;
   virtual std::int64_t global_step() const = 0;

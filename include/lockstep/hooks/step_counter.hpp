@@ -3,12 +3,15 @@
 #include <cstdint>
 #include <optional>
 
+#include <lockstep/hooks/arrival_lag.hpp>
 #include <lockstep/hooks/session_run_hook.hpp>
 
 namespace lockstep {
 
 /// Writes and logs how many steps pass in a second (tf.train.StepCounterHook): the summary `global_step/sec`
-/// at the second trigger and later ones; the first only sets the base.
+/// at the second trigger and later ones; the first only sets the base. With several ranks also the summary
+/// `arrival_lag/sec`, how long a rank waited for the last one in a step, and, where that is a tenth of
+/// the time or more, words in the line that name the rank and its host.
 ///
 /// Logically collective: every rank adds one. Only the chief writes.
 class StepCounterHook final : public SessionRunHook {
@@ -24,6 +27,7 @@ class StepCounterHook final : public SessionRunHook {
 
  private:
   SecondOrStepTimer timer_;
+  ArrivalLag lag_;
 };
 
 }  // namespace lockstep

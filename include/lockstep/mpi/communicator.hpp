@@ -93,17 +93,18 @@ class Communicator {
   Request all_reduce_sum(std::span<float> values) const { return transport_->all_reduce_sum(values); }
   bool test(Request& request) const { return transport_->test(request); }
 
-  /// Waits for a started operation. Local; ends when the partner has done its part. `partner` names it in
-  /// messages.
-  void wait(Request& request, std::string_view what,
-            std::string_view partner = "a partner of the operation") const;
+  /// Waits for a started operation and returns how long that took: nothing if it was done. Local; ends when
+  /// the partner has done its part. `partner` names it in messages.
+  Seconds wait(Request& request, std::string_view what,
+               std::string_view partner = "a partner of the operation") const;
 
-  /// Waits until `ready()` holds (a word in shared memory that other ranks write). `missing()` names who has
-  /// not come, for notices and the error. Local; ends when the others have done their part.
+  /// Waits until `ready()` holds (a word in shared memory that other ranks write) and returns how long that
+  /// took: nothing if it held at once. `missing()` names who has not come, for notices and the error. Local;
+  /// ends when the others have done their part.
   template <class Ready, class Missing>
-  void wait_until(std::string_view what, Ready&& ready, Missing&& missing) const {
-    if (ready()) return;
-    wait_slowly(what, std::ref(ready), std::ref(missing));
+  Seconds wait_until(std::string_view what, Ready&& ready, Missing&& missing) const {
+    if (ready()) return Seconds{0};
+    return wait_slowly(what, std::ref(ready), std::ref(missing));
   }
 
   /// Ends all processes of the job. Local; does not return.
@@ -111,8 +112,8 @@ class Communicator {
 
  private:
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) const;
-  void wait_slowly(std::string_view what, const std::function<bool()>& ready,
-                   const std::function<std::string()>& missing) const;
+  Seconds wait_slowly(std::string_view what, const std::function<bool()>& ready,
+                      const std::function<std::string()>& missing) const;
 
   std::shared_ptr<Transport> transport_;
   WaitPolicy policy_;

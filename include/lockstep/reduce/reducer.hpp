@@ -9,6 +9,7 @@
 #include <lockstep/reduce/canonical_tree.hpp>
 #include <lockstep/reduce/tally.hpp>
 #include <lockstep/reduce/topology.hpp>
+#include <lockstep/reduce/wait_history.hpp>
 #include <lockstep/state/arena.hpp>
 
 namespace lockstep {
@@ -63,6 +64,9 @@ class Reducer {
   /// Ends the step: returns when every rank of the node has called it. Collective over the node; no message
   /// between nodes.
   virtual void finish() = 0;
+
+  /// How long this rank waited for others in its last steps; the next ballot carries the newest. Local.
+  virtual const WaitHistory& waits() const = 0;
 
   /// Gradient arenas that this rank keeps. Local.
   virtual int gradient_arenas() const = 0;

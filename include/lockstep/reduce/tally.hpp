@@ -56,11 +56,15 @@ class Tally {
   double value_mean(int i) const { return values_[static_cast<std::size_t>(i)] / ranks_; }
   double value_sum(int i) const { return values_[static_cast<std::size_t>(i)]; }
 
-  /// How long this rank waited for others in the step before.
-  void set_wait(double seconds);
-  double wait_sum() const { return wait_sum_; }
+  /// How long this rank, which is on node `node`, waited for others in the step before.
+  void set_wait(double seconds, std::int32_t node);
+  double wait_sum() const { return wait_sum_; }  ///< over the ranks
   double wait_min() const { return wait_min_; }
-  std::int32_t wait_min_rank() const { return wait_min_rank_; }  ///< who waited least came last
+  std::int32_t wait_min_rank() const { return wait_min_rank_; }  ///< who waited least came last; or kNobody
+  std::int32_t wait_min_node() const { return wait_min_node_; }
+
+  /// How long the others waited for the one that came last, on average, in seconds; 0 for one rank.
+  double arrival_lag() const;
 
   /// What this rank is about to reduce: 0 elements is a ballot that travels alone.
   void set_elements(std::uint64_t elements) { elements_min_ = elements_max_ = elements; }
@@ -83,6 +87,7 @@ class Tally {
   std::int32_t signal_ = 0;
   std::int32_t value_count_ = 0;
   std::int32_t wait_min_rank_ = kNobody;
+  std::int32_t wait_min_node_ = 0;
   std::uint64_t timers_ = 0;
   std::uint64_t elements_min_ = 0;
   std::uint64_t elements_max_ = 0;

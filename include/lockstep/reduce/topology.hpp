@@ -1,5 +1,6 @@
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include <lockstep/mpi/communicator.hpp>
@@ -21,9 +22,11 @@ struct Topology {
   int nodes = 1;        ///< number of nodes
   int my_node = 0;      ///< which one is this rank's
   int columns = 1;      ///< ranks of the smallest node: that many exchange between nodes
-  std::vector<int> node_sizes;   ///< ranks of each node
-  std::vector<int> node_starts;  ///< position of each node's first rank
-  std::vector<int> node_ranks;   ///< rank in `world` of each local rank of this node
+  std::vector<int> node_sizes;          ///< ranks of each node
+  std::vector<int> node_starts;         ///< position of each node's first rank
+  std::vector<int> node_ranks;          ///< rank in `world` of each local rank of this node
+  std::vector<int> node_leaders;        ///< rank in `world` of each node's first rank
+  std::vector<std::string> node_hosts;  ///< name of each node's host, for messages
   int my_position = 0;
 };
 

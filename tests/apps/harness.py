@@ -80,6 +80,12 @@ def run_each(ranks, program, *options, limit=LIMIT):
     return ended
 
 
+def rank_of(pid):
+    """The rank of a process that mpirun started."""
+    words = pathlib.Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+    return next(int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK="))
+
+
 def descendants(pid):
     """All processes that `pid` started, directly or not."""
     children = {}

@@ -84,6 +84,11 @@ void remove_if_there(Directory& directory, const std::string& name) {
   }
 }
 
+/// The name is taken, or the winner has tidied our proposal away already.
+bool lost_race(const FileError& error) {
+  return error.code() == EEXIST || error.code() == ENOENT;
+}
+
 const std::string kLock(kLockFileName);
 const std::string kHeartbeat(kHeartbeatFileName);
 
@@ -201,6 +206,7 @@ DirectoryLock::DirectoryLock(std::shared_ptr<Directory> directory, Clock& clock,
     lost_.store(false);
     acquire();
   }
+  remove_leftovers();
   heartbeat_ = executor.every("heartbeat", options_.heartbeat, [this] { beat(); });
 }
 
@@ -235,7 +241,7 @@ bool DirectoryLock::claim_free() {
     directory_->rename(proposal, kLock);
   } catch (const FileError& error) {
     remove_if_there(*directory_, proposal);
-    if (error.code() != EEXIST) throw;
+    if (!lost_race(error)) throw;
     return false;
   }
   return is_ours();
@@ -259,7 +265,7 @@ bool DirectoryLock::take_over(const std::string& seen, const std::optional<LockH
     directory_->rename(proposal, claim);
   } catch (const FileError& error) {
     remove_if_there(*directory_, proposal);
-    if (error.code() != EEXIST) throw;
+    if (!lost_race(error)) throw;
     return false;
   }
   if (read_text(*directory_, kLock) != seen) {
@@ -301,6 +307,22 @@ std::string DirectoryLock::write_proposal() {
   return name;
 }
 
+/// What jobs left that were killed with a lock, proposal or heartbeat in their hands.
+void DirectoryLock::remove_leftovers() noexcept {
+  try {
+    for (const DirectoryEntry& entry : directory_->list()) {
+      const bool holds_a_lock =
+          entry.name.starts_with(".lock.tmp.") || entry.name.starts_with(".unlock.tmp.");
+      if (!holds_a_lock && !entry.name.starts_with(".heartbeat.tmp.")) continue;
+      // An owner that slept through its end may have taken ours aside, and will bring it back.
+      const std::string text = read_text(*directory_, entry.name).value_or("");
+      if (text.find(self_.nonce) == std::string::npos) remove_if_there(*directory_, entry.name);
+    }
+  } catch (const std::exception& error) {
+    log_.warn(fmt::format("what earlier jobs left could not be removed: {}", error.what()));
+  }
+}
+
 void DirectoryLock::beat() noexcept {
   const std::string temporary = ".heartbeat.tmp." + self_.nonce;
   try {
@@ -335,7 +357,7 @@ void DirectoryLock::release() noexcept {
     if (holder && holder->nonce != self_.nonce) {
       directory_->rename(aside, kLock);
     } else {
-      directory_->remove(aside);
+      remove_if_there(*directory_, aside);
     }
   } catch (const std::exception& error) {
     log_.warn(fmt::format("the lock could not be released ({}); the next job takes it over", error.what()));

@@ -37,6 +37,8 @@ class Search {
   std::optional<Restored> run() {
     if (options_.fresh) {
       for (const FoundCheckpoint& checkpoint : found_) superseded_.push_back(checkpoint.file);
+      // First: a job killed in between must not leave a state file that names what is no longer there.
+      forget_state_file();
       set_aside();
       if (!found_.empty()) {
         options_.log.warn(
@@ -178,6 +180,13 @@ class Search {
     // These verify: left under their names they would win over this choice at the next start.
     for (const std::string& name : superseded_) move_aside(name, superseded_name);
     if (!damaged_.empty() || !superseded_.empty()) directory_.sync();
+  }
+
+  void forget_state_file() {
+    const std::string name(kStateFileName);
+    if (!directory_.exists(name)) return;
+    directory_.remove(name);
+    directory_.sync();
   }
 
   void move_aside(const std::string& name, std::string (*aside)(std::string_view, int)) {

@@ -71,8 +71,14 @@ Saver::~Saver() = default;
 
 void Saver::remove_leftovers() {
   for (const DirectoryEntry& entry : directory_->list()) {
-    if (!is_temporary_checkpoint(options_.basename, entry.name)) continue;
-    log_.info(fmt::format("removing {}, an unfinished checkpoint of a job that is gone", entry.name));
+    const bool checkpoint = is_temporary_checkpoint(options_.basename, entry.name);
+    if (!checkpoint && !entry.name.starts_with(".probe.tmp.") &&
+        entry.name != "." + std::string(kStateFileName) + ".tmp") {
+      continue;
+    }
+    if (checkpoint) {
+      log_.info(fmt::format("removing {}, an unfinished checkpoint of a job that is gone", entry.name));
+    }
     try {
       directory_->remove(entry.name);
     } catch (const FileError& error) {

@@ -60,10 +60,10 @@ class Scheduler {
     body_ = &body;
     for (std::size_t i = 0; i < ranks_.size(); ++i) {
       Rank& rank = ranks_[i];
-      rank.stack.resize(kStackBytes);
+      rank.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);  // a page is touched when it is used
       getcontext(&rank.context);
-      rank.context.uc_stack.ss_sp = rank.stack.data();
-      rank.context.uc_stack.ss_size = rank.stack.size();
+      rank.context.uc_stack.ss_sp = rank.stack.get();
+      rank.context.uc_stack.ss_size = kStackBytes;
       rank.context.uc_link = &scheduler_;
       const auto self = reinterpret_cast<std::uintptr_t>(this);
       // makecontext passes ints only: the pointer goes in two halves.
@@ -98,7 +98,7 @@ class Scheduler {
 
  private:
   struct Rank {
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
     ucontext_t context{};
     ExceptionState exceptions;
     std::exception_ptr failure;
@@ -128,7 +128,7 @@ class Scheduler {
     current_ = index;
     Rank& rank = ranks_[index];
     void* fake_stack = nullptr;
-    start_switch(&fake_stack, rank.stack.data(), rank.stack.size());
+    start_switch(&fake_stack, rank.stack.get(), kStackBytes);
     swapcontext(&scheduler_, &rank.context);
     finish_switch(fake_stack, nullptr, nullptr);
   }

@@ -83,6 +83,7 @@ class DirectoryLock {
   bool is_ours();
   std::uint64_t next_token(const std::optional<LockHolder>& previous);
   std::string write_proposal();
+  void remove_leftovers() noexcept;
   void beat() noexcept;
   void release() noexcept;
 

@@ -16,6 +16,7 @@
 #include <lockstep/base/clock.hpp>
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/data/image_dataset.hpp>
+#include <lockstep/hooks/global_step_waiter.hpp>
 #include <lockstep/nn/kernels.hpp>
 #include <lockstep/train/evaluator.hpp>
 
@@ -34,6 +35,8 @@ struct EvalOptions {
   TrainOptions data;  ///< of which the data set counts
   std::string checkpoint_dir;
   std::string checkpoint;
+  std::int64_t wait_for_step = 0;
+  double max_wait_secs = 7200;
   std::string split = "test";
   std::string kernels;  ///< empty: those of the checkpoint
   std::string report;
@@ -46,6 +49,10 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
   po::options_description shown("Options");
   shown.add_options()("checkpoint_dir", po::value(&o.checkpoint_dir), "where the checkpoints are")(
       "checkpoint", po::value(&o.checkpoint), "base name of one; default: the newest that verifies")(
+      "wait_for_step", po::value(&o.wait_for_step)->default_value(0),
+      "wait until the training has saved this step or a later one; 0: do not wait")(
+      "max_wait_secs", po::value(&o.max_wait_secs)->default_value(o.max_wait_secs),
+      "for how long; 0: no limit")(
       "dataset", po::value(&o.data.dataset)->default_value(o.data.dataset),
       "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
       "data_dir", po::value(&o.data.data_dir), "where the data set lies")(
@@ -65,7 +72,7 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
             "  mpirun -n 2 lockstep-eval --checkpoint_dir runs/fashion_mnist\n\n"
          << shown
          << "\nExit codes: 0 done, 64 usage, 65 missing or damaged data or checkpoint, 74 input/output,\n"
-            "78 the checkpoint does not fit the data or this program.\n";
+            "75 the step was not saved in time, 78 the checkpoint does not fit the data or this program.\n";
     return {o, text.str()};
   }
   if (values.count("version") != 0) return {o, version_text() + "\n"};
@@ -76,6 +83,15 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
     throw UsageError("--checkpoint_dir is missing: the directory of the training");
   if (o.data.dataset == "idx" && o.data.data_dir.empty()) {
     throw UsageError("--dataset idx needs --data_dir, the directory of the four IDX files");
+  }
+  if (o.wait_for_step < 0) {
+    throw UsageError(fmt::format("--wait_for_step {} is out of range; give at least 0", o.wait_for_step));
+  }
+  if (o.wait_for_step > 0 && !o.checkpoint.empty()) {
+    throw UsageError("--checkpoint and --wait_for_step are both given; give one of them");
+  }
+  if (!(o.max_wait_secs >= 0)) {
+    throw UsageError(fmt::format("--max_wait_secs {} is out of range; give at least 0", o.max_wait_secs));
   }
   if (!(o.hang_limit_secs >= 0)) {
     throw UsageError(fmt::format("--hang_limit_secs {} is out of range; give at least 0", o.hang_limit_secs));
@@ -220,6 +236,8 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
                                                .log = Log::standard(""),
                                                .notice = Seconds{5},
                                                .limit = Seconds{options.hang_limit_secs}});
+  wait_for_global_step(comm, machine.files, options.checkpoint_dir,
+                       {.wait_until_step = options.wait_for_step, .limit_secs = options.max_wait_secs});
   std::optional<CheckpointFile> file;
   Recipe recipe;
   on_chief(comm, "the chief to read the checkpoint", [&] {

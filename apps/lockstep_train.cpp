@@ -12,7 +12,9 @@
 
 #include <lockstep/base/signals.hpp>
 #include <lockstep/data/image_dataset.hpp>
+#include <lockstep/hooks/early_stopping.hpp>
 #include <lockstep/hooks/nan_tensor.hpp>
+#include <lockstep/hooks/profiler.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 #include <lockstep/train/evaluator.hpp>
@@ -132,6 +134,16 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   session.scaffold.saver.keep_checkpoint_every_n_hours = options.keep_checkpoint_every_n_hours;
   session.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, last_step),
                    std::make_shared<NanTensorHook>()};
+  if (options.early_stopping_patience > 0) {
+    session.hooks.push_back(std::make_shared<EarlyStoppingHook>(EarlyStoppingHook::Options{
+        .patience = options.early_stopping_patience, .min_delta = options.early_stopping_min_delta}));
+  }
+  if (options.profile_steps > 0 || options.profile_secs > 0) {
+    ProfilerHook::Options profile{.output_dir = profile_dir(options), .files = machine.files};
+    if (options.profile_steps > 0) profile.save_steps = options.profile_steps;
+    if (options.profile_secs > 0) profile.save_secs = options.profile_secs;
+    session.hooks.push_back(std::make_shared<ProfilerHook>(std::move(profile)));
+  }
   session.save_checkpoint_secs = options.save_checkpoint_secs;
   session.save_checkpoint_steps = options.save_checkpoint_steps;
   session.save_summaries_steps = options.save_summaries_steps;
@@ -278,7 +290,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
       }
     }
   } else {
-    log.info(fmt::format("the run is complete: step {} of {} is done", session.global_step(), last_step));
+    log.info(fmt::format("the run is complete at step {}: {}", session.global_step(), session.stop_reason()));
   }
   const std::int64_t counted = session.global_step() - first_step - 1;
   if (counted > 0) {

@@ -73,6 +73,16 @@ void check(const TrainOptions& o) {
   check_range<std::int64_t>("save_checkpoint_steps", o.save_checkpoint_steps, 0, kHuge);
   check_range<std::int64_t>("save_summaries_steps", o.save_summaries_steps, 0, kHuge);
   check_range<std::int64_t>("log_step_count_steps", o.log_step_count_steps, 0, kHuge);
+  check_range<std::int64_t>("profile_steps", o.profile_steps, 0, kHuge);
+  interval("profile_secs", o.profile_secs);
+  if ((o.profile_steps > 0 || o.profile_secs > 0) && profile_dir(o).empty()) {
+    throw UsageError("--profile_steps and --profile_secs need a place for timelines; give --profile_dir");
+  }
+  check_range<std::int64_t>("early_stopping_patience", o.early_stopping_patience, 0, kHuge);
+  if (!(o.early_stopping_min_delta >= 0) || !std::isfinite(o.early_stopping_min_delta)) {
+    throw UsageError(fmt::format("--early_stopping_min_delta {} is out of range; give a number of at least 0",
+                                 o.early_stopping_min_delta));
+  }
   check_range<std::int64_t>("max_to_keep", o.max_to_keep, 0);
   check_range<std::int64_t>("prefetch", o.prefetch, 0, 64);
   check_range<std::int64_t>("ranks_per_node", o.ranks_per_node, 0);
@@ -85,6 +95,11 @@ void check(const TrainOptions& o) {
 }
 
 }  // namespace
+
+std::string profile_dir(const TrainOptions& options) {
+  if (!options.profile_dir.empty()) return options.profile_dir;
+  return options.summary_dir.empty() ? options.checkpoint_dir : options.summary_dir;
+}
 
 std::vector<std::int64_t> parse_hidden(const std::string& text) {
   std::vector<std::int64_t> widths;
@@ -154,7 +169,11 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
                                         "and how many ranks are of use. 0: the largest divisor up to 32")(
       "seed", po::value(&o.seed)->default_value(o.seed), "of initial values and shuffling")(
       "last_step", po::value(&last_step), "train until the global step is N")(
-      "epochs", po::value(&epochs), "or until every sample was seen E times");
+      "epochs", po::value(&epochs), "or until every sample was seen E times")(
+      "early_stopping_patience", po::value(&o.early_stopping_patience)->default_value(0),
+      "stop when the loss has not fallen for so many steps; 0: off")(
+      "early_stopping_min_delta", po::value(&o.early_stopping_min_delta)->default_value(0),
+      "a loss that is smaller by no more than this has not fallen");
   po::options_description keep(
       "Checkpoints and summaries (intervals of 0 are off; with both, whichever comes first)");
   keep.add_options()("checkpoint_dir", po::value(&o.checkpoint_dir),
@@ -173,7 +192,11 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "summary_dir", po::value(&o.summary_dir), "event files for TensorBoard; default: checkpoint_dir")(
       "save_summaries_steps", po::value(&o.save_summaries_steps)->default_value(o.save_summaries_steps), "")(
       "save_summaries_secs", po::value(&o.save_summaries_secs)->default_value(0), "")(
-      "log_step_count_steps", po::value(&o.log_step_count_steps)->default_value(o.log_step_count_steps), "");
+      "log_step_count_steps", po::value(&o.log_step_count_steps)->default_value(o.log_step_count_steps), "")(
+      "profile_steps", po::value(&o.profile_steps)->default_value(0),
+      "write a timeline of all ranks (for Perfetto) every N steps")(
+      "profile_secs", po::value(&o.profile_secs)->default_value(0), "")(
+      "profile_dir", po::value(&o.profile_dir), "where timelines go; default: summary_dir or checkpoint_dir");
   po::options_description how("How to run");
   how.add_options()(
       "reduction", po::value(&o.reduction)->default_value(o.reduction),

@@ -24,6 +24,8 @@ struct TrainOptions {
   std::uint64_t seed = 1;
   std::optional<std::int64_t> last_step;
   std::optional<std::int64_t> epochs;
+  std::int64_t early_stopping_patience = 0;
+  double early_stopping_min_delta = 0;
 
   std::string checkpoint_dir;
   double save_checkpoint_secs = 600;
@@ -34,6 +36,9 @@ struct TrainOptions {
   std::int64_t save_summaries_steps = 100;
   double save_summaries_secs = 0;
   std::int64_t log_step_count_steps = 100;
+  std::int64_t profile_steps = 0;
+  double profile_secs = 0;
+  std::string profile_dir;
   std::string restore_from;
   bool fresh = false;
   std::string steal;
@@ -57,6 +62,9 @@ struct ParsedTrainOptions {
   TrainOptions options;
   std::string print;
 };
+
+/// Where timelines go; empty when nothing says.
+std::string profile_dir(const TrainOptions& options);
 
 /// Widths of hidden layers as on the command line: "512,512", or "none". Throws UsageError.
 std::vector<std::int64_t> parse_hidden(const std::string& text);

@@ -186,6 +186,13 @@ class Differences {
       (allow_change.contains(key) ? allowed_ : lines_).push_back(setting(key, stored, wanted));
       return;
     }
+    if (path.starts_with(kHooksFolder)) {
+      allowed_.push_back(fmt::format("'{}' is {}", path,
+                                     stored == nullptr   ? "not in the checkpoint"
+                                     : wanted == nullptr ? "of a hook that this run does not have"
+                                                         : described(*stored) + " in the checkpoint"));
+      return;
+    }
     other_model_ = true;
     if (stored == nullptr) {
       lines_.push_back(fmt::format("missing '{}' (the model expects {})", path, described(*wanted)));
@@ -283,8 +290,10 @@ std::vector<std::string> restore_into(const CheckpointFile& file, std::span<cons
   }
   differences.throw_if_any(file.name());
   for (const Entry& wanted : entries) {
-    if (!wanted.path.starts_with(kConfigFolder)) {
-      std::memcpy(wanted.data, file.find(wanted.path)->data, wanted.bytes());
+    if (wanted.path.starts_with(kConfigFolder)) continue;
+    const Entry* stored = file.find(wanted.path);
+    if (stored != nullptr && same_kind(*stored, wanted)) {
+      std::memcpy(wanted.data, stored->data, wanted.bytes());
     }
   }
   return differences.allowed();

@@ -84,6 +84,7 @@ void CheckpointSaverHook::save(RunContext& context) {
     return;
   }
   for (const auto& listener : options_.listeners) listener->before_save(context.global_step());
+  const auto phase = context.trace().phase("save");
   saver_->start(context.global_step());
   ++running_;
   failure_ = nullptr;

@@ -36,6 +36,7 @@ std::optional<SecondOrStepTimer::Elapsed> SecondOrStepTimer::update_last_trigger
   if (last_step_) elapsed = Elapsed{now - last_time_, step - *last_step_};
   last_step_ = step;
   last_time_ = now;
+  if (agreed_) agreed_ = false;  // what the tally said was of the time before this trigger
   return elapsed;
 }
 

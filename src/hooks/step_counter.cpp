@@ -13,8 +13,15 @@ void StepCounterHook::begin(RunContext& context) {
 }
 
 void StepCounterHook::after_run(RunContext& context, const RunValues& values) {
+  constexpr int kWarnings = 5;
   const std::int64_t step = values.global_step();
   if (context.is_chief()) lag_.add(step, values.tally());
+  if (step == previous_ && warnings_ < kWarnings) {
+    ++warnings_;
+    context.log().warn(fmt::format(
+        "the global step did not move ({}): intervals in steps do not come, and nothing new is saved", step));
+  }
+  previous_ = step;
   if (!timer_.should_trigger_for_step(step)) return;
   const auto elapsed = timer_.update_last_triggered_step(step);
   if (!elapsed || elapsed->seconds.count() <= 0) return;

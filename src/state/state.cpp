@@ -151,6 +151,7 @@ struct State::Impl {
   std::vector<Tensor> buffer_tensors;
   std::vector<std::string> slot_names;
   std::vector<Attached> attached;
+  std::map<std::string, std::vector<double>> kept;
   std::map<std::string, std::string> settings;
   std::set<std::string> names;
   std::size_t parameter_elements = 0;
@@ -249,6 +250,22 @@ void State::attach(const std::string& name, std::span<std::int64_t> values, cons
   impl_->attach(name, ElementType::i64, std::as_writable_bytes(values).data(), values.size(), shape);
 }
 
+std::span<double> State::keep(const std::string& name, std::size_t count) {
+  auto& kept = impl_->kept;
+  if (const auto known = kept.find(name); known != kept.end()) {
+    if (known->second.size() == count) return known->second;
+    throw UsageError(
+        fmt::format("'{}' was kept as {} numbers (now {} are asked for); give hooks of "
+                    "different kinds different names",
+                    name, known->second.size(), count));
+  }
+  impl_->check_open(name);
+  check_name(name);
+  check_shape(name, {static_cast<std::int64_t>(count)});
+  for (const auto& [other, unused] : kept) check_folders("name", name, other);
+  return kept[name] = std::vector<double>(count);
+}
+
 void State::setting(const std::string& key, const std::string& value) {
   impl_->check_open(key);
   check_name(key);
@@ -340,6 +357,12 @@ std::vector<Entry> State::entries() const {
   }
   entries.push_back(
       {"/session/global_step", ElementType::i64, {}, reinterpret_cast<std::byte*>(&impl_->global_step)});
+  for (auto& [name, values] : impl_->kept) {
+    entries.push_back({std::string(kHooksFolder) + name,
+                       ElementType::f64,
+                       {static_cast<std::int64_t>(values.size())},
+                       std::as_writable_bytes(std::span(values)).data()});
+  }
   for (auto& [key, value] : impl_->settings) {
     entries.push_back({"/config/" + key,
                        ElementType::text,

@@ -73,10 +73,14 @@ StepValues Trainer::step(StepContext& context) {
         context.micro_batches_in_step(), parts_.batch.global_batch, parts_.batch.micro_batches()));
   }
   if (owned_.size() > 0) {
-    const Batch& batch = batches_.get(context.number());
+    const Batch& batch = [&]() -> const Batch& {
+      const auto phase = context.trace().phase("data");
+      return batches_.get(context.number());
+    }();
     for (std::size_t m = 0; m < static_cast<std::size_t>(owned_.size()); ++m) {
       const auto gradients = context.begin_micro_batch();
       float loss = 0;
+      const auto phase = context.trace().phase("compute");
       parts_.model.forward_backward(
           workspace_, batch.inputs.subspan(m * samples * sample_elements, samples * sample_elements),
           batch.labels.subspan(m * samples, samples), gradients.first(elements), scale, loss);
@@ -91,8 +95,11 @@ StepValues Trainer::step(StepContext& context) {
   // on before I have updated my slice, even where that is the whole arena.
   if (!context.shares_parameters()) context.finish();
   const float learning_rate = parts_.schedule.learning_rate(context.number());
-  parts_.optimizer.apply(slice, parts_.state.parameters(), context.sum().first(elements), slots_,
-                         {.learning_rate = learning_rate, .step = context.number()});
+  {
+    const auto phase = context.trace().phase("update");
+    parts_.optimizer.apply(slice, parts_.state.parameters(), context.sum().first(elements), slots_,
+                           {.learning_rate = learning_rate, .step = context.number()});
+  }
   context.finish();
   return {{"loss", context.sum()[elements]}, {"learning_rate", learning_rate}};
 }

@@ -269,6 +269,40 @@ TEST_CASE("another setting is refused unless its change is allowed by name") {
   CHECK(other.state.settings().at("seed") == "a much longer seed");
 }
 
+TEST_CASE("what hooks keep is restored where both have it, and may be missing, extra or of another size") {
+  struct Kept {
+    explicit Kept(std::vector<std::pair<std::string, std::size_t>> names) {
+      state.parameter("w", {1});
+      for (const auto& [name, count] : names) {
+        values.push_back(state.keep(name, count));
+        std::ranges::fill(values.back(), 1.0);
+      }
+      PlainAllocator allocator;
+      state.freeze(allocator);
+    }
+    State state;
+    std::vector<std::span<double>> values;
+  };
+  MemoryDirectory directory;
+  Kept writer({{"both", 2}, {"extra", 1}, {"size", 1}});
+  writer.state.set_global_step(42);
+  writer.values[0][1] = 7;
+  CheckpointImage image(writer.state.entries());
+  image.snapshot();
+  write_signed(directory, kName, {image.bytes().begin(), image.bytes().end()});
+  Kept reader({{"both", 2}, {"missing", 3}, {"size", 4}});
+  const auto told = restore_into(CheckpointFile(directory, kName), reader.state.entries());
+  CHECK(told == std::vector<std::string>{
+                    "'/session/hooks/extra' is of a hook that this run does not have",
+                    "'/session/hooks/missing' is not in the checkpoint",
+                    "'/session/hooks/size' is f64 [1] in the checkpoint",
+                });
+  CHECK(reader.values[0][1] == 7);
+  CHECK(reader.values[1][2] == 1);
+  CHECK(reader.values[2][3] == 1);
+  CHECK(reader.state.global_step() == 42);
+}
+
 /// An HDF5 image made with the library's own means.
 std::vector<std::byte> hostile_image(const std::function<void(hid_t file)>& fill) {
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);

@@ -96,11 +96,15 @@ struct Fixture {
 
   void create(std::int64_t step = 0, std::optional<std::int64_t> restored = std::nullopt) {
     context.model.set_global_step(step);
+    begin(restored);
+    hook->after_create_session(context);
+  }
+  /// As tests of the original drive a hook: without after_create_session, so that the first run saves.
+  void begin(std::optional<std::int64_t> restored = std::nullopt) {
     hook->begin(context);
     hook->attach(std::make_shared<Saver>(directory, context.model.entries(), SaverOptions{.max_to_keep = 0},
                                          *context.time, *executor, context.log(), 0, identity),
                  restored);
-    hook->after_create_session(context);
   }
   void steps(int count, double seconds = 0) {
     for (int i = 0; i < count; ++i) {
@@ -108,6 +112,17 @@ struct Fixture {
       context.model.parameters()[0] += 1;
       context.step(*hook);
     }
+  }
+  /// The newest saved step after each run that makes `steps_per_run` steps and takes so many seconds.
+  Steps newest_after(const std::vector<double>& seconds, std::int64_t steps_per_run = 1) {
+    Steps newest;
+    for (const double duration : seconds) {
+      context.time->advance(Seconds{duration});
+      context.model.set_global_step(context.global_step() + steps_per_run - 1);
+      context.step(*hook);
+      newest.push_back(saved().back());
+    }
+    return newest;
   }
   Steps saved() const {
     Steps found;
@@ -130,14 +145,72 @@ struct Fixture {
 
 }  // namespace
 
-// test_raise_in_none_secs_and_steps
+// TF: CheckpointSaverHook.test_raise_in_none_secs_and_steps
 TEST_CASE("a saver needs an interval above 0") {
   CHECK_THROWS_AS(CheckpointSaverHook({}), UsageError);
   CHECK_THROWS_AS(CheckpointSaverHook({.save_steps = 0}), UsageError);
   CHECK_THROWS_AS(CheckpointSaverHook({.save_secs = -1.0}), UsageError);
 }
 
-// test_save_checkpoint_before_first_train_step, test_save_steps_saves_periodically
+// TF: CheckpointSaverHook.test_raise_in_both_secs_and_steps
+// Here either one fires.
+TEST_CASE("with both intervals whichever comes first saves, and both begin anew") {
+  Fixture f({.save_secs = 10.0, .save_steps = 4});
+  f.create();
+  f.steps(5);  // by steps, at 4
+  f.context.time->advance(Seconds{10});
+  f.steps(1);  // by seconds, at 6
+  f.steps(4);  // by steps, at 10
+  CHECK(f.saved() == Steps{0, 4, 6, 10});
+}
+
+// TF: CheckpointSaverHook.test_save_secs_saves_in_first_step
+// TF: CheckpointSaverHook.test_save_steps_saves_in_first_step
+TEST_CASE("driven without after_create_session the first run saves") {
+  for (const bool by_seconds : {false, true}) {
+    Fixture f(by_seconds ? CheckpointSaverHook::Options{.save_secs = 2.0}
+                         : CheckpointSaverHook::Options{.save_steps = 2});
+    f.begin();
+    CHECK(f.saved().empty());
+    f.steps(1);
+    CHECK(f.saved() == Steps{1});
+  }
+}
+
+// TF: CheckpointSaverHook.test_save_steps_saves_in_first_step_with_steps_per_run
+// TF: CheckpointSaverHook.test_save_steps_saves_periodically_with_steps_per_run
+// TF: CheckpointSaverHook.test_save_steps_saves_at_end_with_steps_per_run
+TEST_CASE("five steps a run, N = 10: saved after 5, 15 and 25, and what is left at the end") {
+  Fixture f({.save_steps = 10});
+  f.begin();
+  CHECK(f.newest_after({0, 0, 0, 0, 0}, 5) == Steps{5, 5, 15, 15, 25});
+  Fixture ends({.save_steps = 10});
+  ends.begin();
+  CHECK(ends.newest_after({0, 0}, 5) == Steps{5, 5});
+  ends.hook->end(ends.context);
+  CHECK(ends.saved() == Steps{5, 10});
+}
+
+// TF: CheckpointSaverHook.test_save_steps_saves_periodically
+TEST_CASE("N = 2 from the first run on: the newest is 1, 1, 3, 3, 5") {
+  Fixture f({.save_steps = 2});
+  f.begin();
+  CHECK(f.newest_after({0, 0, 0, 0, 0}) == Steps{1, 1, 3, 3, 5});
+}
+
+// TF: CheckpointSaverHook.test_save_secs_saves_periodically
+// TF: CheckpointSaverHook.test_save_secs_calls_listeners_periodically
+TEST_CASE("2 s from the first run on: saves at 1, 3, 6 and at the end, each heard by listeners") {
+  Fixture f({.save_secs = 2.0});
+  f.begin();
+  CHECK(f.newest_after({0, 1, 1, 0.5, 0.5, 1.5, 1}) == Steps{1, 1, 3, 3, 3, 6, 6});
+  f.hook->end(f.context);
+  CHECK(f.saved() == Steps{1, 3, 6, 7});
+  CHECK(f.listener->before == f.saved());
+  CHECK(f.listener->after == f.saved());
+}
+
+// TF: CheckpointSaverHook.test_save_checkpoint_before_first_train_step
 TEST_CASE("saves at 0, N and 2N") {
   Fixture f({.save_steps = 2});
   f.create();
@@ -148,7 +221,6 @@ TEST_CASE("saves at 0, N and 2N") {
   CHECK(f.saved() == Steps{0, 2, 4});
 }
 
-// test_save_secs_saves_periodically
 TEST_CASE("saves when seconds have passed since the last save") {
   Fixture f({.save_secs = 2.0});
   f.create();
@@ -164,7 +236,7 @@ TEST_CASE("a restored step is not saved again, and counts as the first of the in
   CHECK(f.saved() == Steps{7});
 }
 
-// test_save_saves_at_end, test_save_secs_calls_listeners_at_begin_and_end, test_two_listeners...
+// TF: CheckpointSaverHook.test_save_saves_at_end
 TEST_CASE("the end saves once: not a step that an interval has saved") {
   for (const int steps : {4, 5}) {
     Fixture f({.save_steps = 2});
@@ -179,7 +251,6 @@ TEST_CASE("the end saves once: not a step that an interval has saved") {
   }
 }
 
-// test_listener_with_monitored_session
 TEST_CASE("steps = 1, two steps: a listener hears of 0, 1, 2") {
   Fixture f({.save_steps = 1});
   f.create();
@@ -191,7 +262,6 @@ TEST_CASE("steps = 1, two steps: a listener hears of 0, 1, 2") {
   CHECK(f.listener->ended == Steps{2});
 }
 
-// test_listener_stops_training_in_after_save
 TEST_CASE("a listener stops the run after a save, once it is durable") {
   Fixture f({.save_steps = 2});
   f.listener->stop_after = 2;
@@ -201,6 +271,18 @@ TEST_CASE("a listener stops the run after a save, once it is durable") {
   f.steps(1);
   CHECK(f.context.asked ==
         std::vector<std::string>{"a checkpoint listener asked for it after saving step 2"});
+}
+
+// TF: CheckpointSaverHook.test_save_secs_calls_listeners_at_begin_and_end
+TEST_CASE("a run of one step and its end: a listener begins once, hears two saves and ends once") {
+  Fixture f({.save_secs = 2.0});
+  f.create();
+  f.steps(1);
+  f.hook->end(f.context);
+  CHECK(f.listener->begun == 1);
+  CHECK(f.listener->before.size() == 2);
+  CHECK(f.listener->after.size() == 2);
+  CHECK(f.listener->ended.size() == 1);
 }
 
 TEST_CASE("a worker has no saver: it writes nothing and its listeners hear nothing") {

@@ -27,7 +27,7 @@ Lines run(test::FakeContext& context, LoggingTensorHook& hook, int steps) {
 
 }  // namespace
 
-// test_illegal_args
+// TF: LoggingTensorHook.test_illegal_args
 TEST_CASE("logging takes exactly one interval, or at_end alone") {
   CHECK_THROWS_AS(LoggingTensorHook({.values = {"loss"}}), UsageError);
   CHECK_THROWS_AS(LoggingTensorHook({.every_n_iter = 0}), UsageError);
@@ -36,7 +36,9 @@ TEST_CASE("logging takes exactly one interval, or at_end alone") {
   CHECK_THROWS_AS(LoggingTensorHook({.every_n_iter = 5, .every_n_secs = 5.0}), UsageError);
 }
 
-// test_print_first_step, test_print_every_n_steps; twice, since begin starts anew
+// TF: LoggingTensorHook.test_print_first_step
+// TF: LoggingTensorHook.test_print_every_n_steps
+// Twice, since begin starts anew.
 TEST_CASE("the first run logs without seconds, then every n runs with them, and begin resets") {
   test::FakeContext context;
   LoggingTensorHook hook({.values = {"loss", "step"}, .every_n_iter = 2});
@@ -55,7 +57,8 @@ TEST_CASE("logging counts the runs of this session, not global steps") {
   CHECK(context.messages->lines == Lines{"step = 105", "step = 115 (0.000 sec)"});
 }
 
-// test_print_at_end_only, test_print_every_n_steps_and_end
+// TF: LoggingTensorHook.test_print_at_end_only
+// TF: LoggingTensorHook.test_print_every_n_steps_and_end
 TEST_CASE("at_end logs the last values once, alone or beside an interval") {
   test::FakeContext context;
   LoggingTensorHook only({.values = {"loss"}, .at_end = true});
@@ -67,7 +70,8 @@ TEST_CASE("at_end logs the last values once, alone or beside an interval") {
   CHECK(run(context, only, 0).empty());
 }
 
-// test_print_every_n_secs, test_print_every_n_secs_and_end
+// TF: LoggingTensorHook.test_print_every_n_secs
+// TF: LoggingTensorHook.test_print_every_n_secs_and_end
 TEST_CASE("seconds count from the last line") {
   test::FakeContext context;
   LoggingTensorHook hook({.values = {"loss"}, .every_n_secs = 1.5, .at_end = true});
@@ -76,7 +80,7 @@ TEST_CASE("seconds count from the last line") {
   }
 }
 
-// test_print_formatter
+// TF: LoggingTensorHook.test_print_formatter
 TEST_CASE("a formatter makes the whole line, and no names means all values in the step's order") {
   test::FakeContext context;
   LoggingTensorHook hook({.every_n_iter = 10, .formatter = [](const StepValues& values) {

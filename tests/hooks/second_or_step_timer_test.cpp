@@ -8,7 +8,7 @@
 
 namespace lockstep {
 
-// test_raise_in_none_secs_and_steps
+// TF: SecondOrStepTimer.test_raise_in_none_secs_and_steps
 TEST_CASE("a timer needs an interval, and one above 0") {
   CHECK_THROWS_AS(SecondOrStepTimer(std::nullopt, std::nullopt), UsageError);
   for (const double secs : {0.0, -1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
@@ -18,7 +18,8 @@ TEST_CASE("a timer needs an interval, and one above 0") {
   CHECK_THROWS_AS(SecondOrStepTimer(std::nullopt, -3), UsageError);
 }
 
-// test_raise_in_both_secs_and_steps: here either one fires.
+// TF: SecondOrStepTimer.test_raise_in_both_secs_and_steps
+// Here either one fires.
 TEST_CASE("with both intervals whichever comes first fires, and restarts both") {
   const auto clock = std::make_shared<FakeClock>();
   SecondOrStepTimer timer(10.0, 5, clock);
@@ -35,7 +36,7 @@ TEST_CASE("with both intervals whichever comes first fires, and restarts both") 
   CHECK(timer.describe() == "every 5 steps or 10 s");
 }
 
-// test_every_secs
+// TF: SecondOrStepTimer.test_every_secs
 TEST_CASE("seconds trigger once they have passed, and never twice on one step") {
   const auto clock = std::make_shared<FakeClock>(Seconds{100});
   SecondOrStepTimer timer(1.0, std::nullopt, clock);
@@ -51,7 +52,7 @@ TEST_CASE("seconds trigger once they have passed, and never twice on one step") 
   CHECK(timer.should_trigger_for_step(3));
 }
 
-// test_every_steps: 3 steps, true at 1 and 4
+// TF: SecondOrStepTimer.test_every_steps
 TEST_CASE("steps trigger at 1 and 4, and a late trigger shifts the next") {
   SecondOrStepTimer timer(std::nullopt, 3);
   CHECK(timer.should_trigger_for_step(1));
@@ -66,7 +67,7 @@ TEST_CASE("steps trigger at 1 and 4, and a late trigger shifts the next") {
   CHECK(timer.should_trigger_for_step(12));
 }
 
-// test_update_last_triggered_step
+// TF: SecondOrStepTimer.test_update_last_triggered_step
 TEST_CASE("an update returns nothing at first, then the seconds and steps in between; reset forgets") {
   const auto clock = std::make_shared<FakeClock>(Seconds{7});
   SecondOrStepTimer timer(std::nullopt, 1, clock);
@@ -93,6 +94,8 @@ TEST_CASE("a registered timer believes the tally, not its own clock") {
   clock->advance(Seconds{-2000});
   timer.agree(true);
   CHECK(timer.should_trigger_for_step(3));
+  timer.update_last_triggered_step(3);
+  CHECK(!timer.should_trigger_for_step(4));  // the tally spoke of the time before
 }
 
 }  // namespace lockstep

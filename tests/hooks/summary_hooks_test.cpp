@@ -14,7 +14,7 @@ using Steps = std::vector<std::int64_t>;
 
 /// Runs a hook for some steps of `seconds` each and returns what it wrote.
 template <class Hook>
-std::vector<test::Event> written(Hook& hook, int steps, double seconds) {
+std::vector<test::Event> written(Hook& hook, int runs, double seconds, std::int64_t steps_per_run = 1) {
   const test::Folder folder;
   test::FakeContext context;
   context.writer = SummaryWriter(
@@ -22,8 +22,9 @@ std::vector<test::Event> written(Hook& hook, int steps, double seconds) {
       context.log());
   hook.begin(context);
   hook.after_create_session(context);
-  for (int i = 0; i < steps; ++i) {
+  for (int i = 0; i < runs; ++i) {
     context.time->advance(Seconds{seconds});
+    context.model.set_global_step(context.global_step() + steps_per_run - 1);
     context.step(hook, {{"loss", 0.5}, {"accuracy", 0.25}});
   }
   hook.end(context);
@@ -33,7 +34,7 @@ std::vector<test::Event> written(Hook& hook, int steps, double seconds) {
 
 }  // namespace
 
-// test_step_counter_every_n_steps
+// TF: StepCounterHook.test_step_counter_every_n_steps
 TEST_CASE("30 steps with N = 10 give global_step/sec at 11 and 21") {
   StepCounterHook hook(10);
   const auto events = written(hook, 30, 0.25);
@@ -43,12 +44,66 @@ TEST_CASE("30 steps with N = 10 give global_step/sec at 11 and 21") {
   }
 }
 
-// test_step_counter_every_n_secs
+// TF: StepCounterHook.test_step_counter_every_n_secs
 TEST_CASE("seconds give global_step/sec at the second trigger and later ones") {
   StepCounterHook hook(std::nullopt, 0.1);
   CHECK(test::steps_of(written(hook, 3, 0.2), "global_step/sec") == Steps{2, 3});
 }
 
+// TF: StepCounterHook.test_steps_per_run_less_than_every_n_steps
+// TF: StepCounterHook.test_steps_per_run_equal_every_n_steps
+// TF: StepCounterHook.test_steps_per_run_greater_than_every_n_steps
+TEST_CASE("runs of several steps: the rate is of steps, at the first run that passes the interval") {
+  const auto counted = [](std::int64_t every, std::int64_t steps_per_run) {
+    StepCounterHook hook(every);
+    const auto events = written(hook, 5, 0.5, steps_per_run);
+    for (const auto& event : events) {
+      CHECK(event.value == doctest::Approx(2.0 * static_cast<double>(steps_per_run)));
+    }
+    return test::steps_of(events, "global_step/sec");
+  };
+  CHECK(counted(10, 5) == Steps{15, 25});
+  CHECK(counted(5, 5) == Steps{10, 15, 20, 25});
+  CHECK(counted(5, 10) == Steps{20, 30, 40, 50});
+}
+
+// TF: StepCounterHook.test_global_step_name
+TEST_CASE("the rate has one tag: a state has one global step, and its name is fixed") {
+  StepCounterHook hook(1);
+  const auto events = written(hook, 3, 1.0);
+  REQUIRE(events.size() == 2);
+  for (const auto& event : events) CHECK(event.tag == "global_step/sec");
+}
+
+// TF: StepCounterHook.test_log_warning_if_global_step_not_increased
+TEST_CASE("a step that stands still is warned of, five times at most") {
+  test::FakeContext context;
+  StepCounterHook hook(100);
+  hook.begin(context);
+  const auto stands_still = [&] { hook.after_run(context, RunValues({}, Tally(), context.global_step())); };
+  context.step(hook);
+  context.step(hook);
+  CHECK(context.messages->lines.empty());
+  for (int i = 0; i < 3; ++i) stands_still();
+  CHECK(context.messages->lines.size() == 3);
+  CHECK(context.messages->lines.front() ==
+        "the global step did not move (2): intervals in steps do not come, and nothing new is saved");
+  context.step(hook);
+  CHECK(context.messages->lines.size() == 3);
+  for (int i = 0; i < 7; ++i) stands_still();
+  CHECK(context.messages->lines.size() == 5);
+}
+
+// TF: SummarySaverHook.test_raise_in_both_secs_and_steps
+// Here either one fires.
+TEST_CASE("summaries by steps and by seconds, whichever comes first") {
+  SummarySaverHook hook(4, 2.5);
+  CHECK(test::steps_of(written(hook, 12, 0.5), "loss") == Steps{1, 5, 9});
+  SummarySaverHook faster(4, 1.0);
+  CHECK(test::steps_of(written(faster, 6, 0.5), "loss") == Steps{1, 3, 5});
+}
+
+// TF: SummarySaverHook.test_raise_in_none_secs_and_steps
 TEST_CASE("a counter and a summary need an interval above 0") {
   CHECK_THROWS_AS(StepCounterHook{std::nullopt}, UsageError);
   CHECK_THROWS_AS(StepCounterHook(0), UsageError);
@@ -56,7 +111,8 @@ TEST_CASE("a counter and a summary need an interval above 0") {
   CHECK_THROWS_AS(SummarySaverHook(-8), UsageError);
 }
 
-// test_save_steps, test_multiple_summaries
+// TF: SummarySaverHook.test_save_steps
+// TF: SummarySaverHook.test_multiple_summaries
 TEST_CASE("30 steps with N = 8 write all values at 1, 9, 17, 25, after a mark where the run begins") {
   SummarySaverHook hook(8);
   const auto events = written(hook, 30, 1.0);
@@ -65,7 +121,8 @@ TEST_CASE("30 steps with N = 8 write all values at 1, 9, 17, 25, after a mark wh
   CHECK(test::steps_of(events, "accuracy") == Steps{1, 9, 17, 25});
 }
 
-// test_save_secs_saving_once_every_step, test_save_secs_saving_once_every_three_steps
+// TF: SummarySaverHook.test_save_secs_saving_once_every_step
+// TF: SummarySaverHook.test_save_secs_saving_once_every_three_steps
 TEST_CASE("summaries in seconds: every step, or every third") {
   SummarySaverHook each(std::nullopt, 0.5);
   CHECK(test::steps_of(written(each, 4, 0.5), "loss") == Steps{1, 2, 3, 4});

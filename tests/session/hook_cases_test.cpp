@@ -1,5 +1,14 @@
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include <lockstep/hooks/checkpoint_saver.hpp>
+#include <lockstep/hooks/early_stopping.hpp>
 #include <lockstep/hooks/feed_fn.hpp>
 #include <lockstep/hooks/final_ops.hpp>
+#include <lockstep/hooks/logging_tensor.hpp>
+#include <lockstep/hooks/profiler.hpp>
+#include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
 
 #include "session_support.hpp"
@@ -21,7 +30,167 @@ void everywhere(const std::function<void(const Communicator&)>& check) {
   }
 }
 
+/// Counts what it hears.
+class Listener final : public CheckpointSaverListener {
+ public:
+  void begin() override { ++begun; }
+  void before_save(std::int64_t step) override { before.push_back(step); }
+  bool after_save(std::int64_t step) override {
+    after.push_back(step);
+    return step == stop_after;
+  }
+  void end(std::int64_t step) override { ended.push_back(step); }
+
+  int begun = 0;
+  Steps before;
+  Steps after;
+  Steps ended;
+  std::int64_t stop_after = -1;
+};
+
 }  // namespace
+
+// TF: CheckpointSaverHook.test_listener_with_monitored_session
+// TF: CheckpointSaverHook.test_listener_with_default_saver
+// TF: CheckpointSaverHook.test_two_listeners_with_default_saver
+// TF: CheckpointSaverHook.test_saves_when_saver_and_scaffold_both_missing
+TEST_CASE("listeners of a session that saves each step hear of 0, 1 and 2, on the chief alone") {
+  everywhere([](const Communicator& world) {
+    const SharedFolder folder(world);
+    Rank rank(world);
+    auto options = rank.options(folder.path);
+    options.save_checkpoint_secs = 0;
+    const auto one = std::make_shared<Listener>();
+    const auto two = std::make_shared<Listener>();
+    // The hook brings no saver: that is the session's.
+    options.hooks = {std::make_shared<CheckpointSaverHook>(
+        CheckpointSaverHook::Options{.save_steps = 1, .listeners = {one, two}})};
+    MonitoredTrainingSession session(world, rank.state, options);
+    for (int i = 0; i < 2; ++i) session.run(test::gradient_step);
+    session.close();
+    const Steps heard = world.is_chief() ? Steps{0, 1, 2} : Steps{};
+    for (const auto& listener : {one, two}) {
+      CHECK(listener->begun == (world.is_chief() ? 1 : 0));
+      CHECK(listener->before == heard);
+      CHECK(listener->after == heard);
+      CHECK(listener->ended == (world.is_chief() ? Steps{2} : Steps{}));
+    }
+    if (world.is_chief()) CHECK(folder.saved() == heard);
+  });
+}
+
+// TF: CheckpointSaverHook.test_raise_when_saver_and_scaffold_both_present
+TEST_CASE("a directory has one saver: a second one is an error on all ranks that names both") {
+  everywhere([](const Communicator& world) {
+    const SharedFolder folder(world);
+    Rank rank(world);
+    auto options = rank.options(folder.path);
+    options.hooks = {std::make_shared<CheckpointSaverHook>(CheckpointSaverHook::Options{.save_steps = 7})};
+    const auto error = test::thrown([&] { MonitoredTrainingSession(world, rank.state, options); });
+    CHECK(test::contains(error, "'checkpoint_saver every 600 s' and 'checkpoint_saver every 7 steps'"));
+    CHECK(test::same_on_all(world, error));
+  });
+}
+
+// TF: CheckpointSaverHook.test_listener_stops_training_in_after_save
+// A save is durable some time after its step; its listener asks then, and all stop after the step that runs.
+TEST_CASE("a listener on the chief stops all ranks after the step in which it heard of its save") {
+  everywhere([](const Communicator& world) {
+    const SharedFolder folder(world);
+    Rank rank(world);
+    auto options = rank.options(folder.path);
+    options.save_checkpoint_secs = 0;
+    const auto listener = std::make_shared<Listener>();
+    listener->stop_after = 2;
+    options.hooks = {std::make_shared<CheckpointSaverHook>(
+        CheckpointSaverHook::Options{.save_steps = 2, .listeners = {listener}})};
+    MonitoredTrainingSession session(world, rank.state, options);
+    for (int i = 0; i < 10 && !session.should_stop(); ++i) session.run(test::gradient_step);
+    CHECK(session.global_step() == 3);
+    CHECK(session.stop_reason() == "a checkpoint listener asked for it after saving step 2");
+    session.close();
+    if (world.is_chief()) CHECK(folder.saved() == Steps{0, 2, 3});
+  });
+}
+
+TEST_CASE("a log line every n runs and at the end, with the values over all ranks, by the chief alone") {
+  everywhere([](const Communicator& world) {
+    Rank rank(world);
+    auto options = rank.options();
+    options.hooks = {std::make_shared<LoggingTensorHook>(
+        LoggingTensorHook::Options{.values = {"step", "loss"}, .every_n_iter = 3, .at_end = true})};
+    MonitoredTrainingSession session(world, rank.state, options);
+    for (int i = 0; i < 5; ++i) {
+      rank.clock->advance(Seconds{world.is_chief() ? 1.0 : 77.0});
+      session.run([](StepContext& step) -> StepValues {
+        return {{"loss", static_cast<double>(10 * step.number() + 2 * step.rank() - step.ranks())}};
+      });
+    }
+    session.close();
+    const std::vector<std::string> expected{"step = 1, loss = -1", "step = 4, loss = 29 (3.000 sec)",
+                                            "step = 5, loss = 39"};
+    std::vector<std::string> found;
+    for (const std::string& line : rank.messages->lines) {
+      if (line.starts_with("step = ")) found.push_back(line);
+    }
+    CHECK(found == (world.is_chief() ? expected : std::vector<std::string>{}));
+  });
+}
+
+TEST_CASE("profiles: steps that all ranks agree on, a track for each, and every phase where it happened") {
+  everywhere([](const Communicator& world) {
+    for (const bool reduces : {false, true}) {
+      const SharedFolder folder(world);
+      Rank rank(world);
+      auto options = rank.options(folder.path);
+      options.save_checkpoint_steps = 1;
+      options.hooks = {
+          std::make_shared<ProfilerHook>(ProfilerHook::Options{.save_secs = 2.5, .output_dir = folder.path}),
+          std::make_shared<StopAtStepHook>(std::nullopt, 9)};
+      MonitoredTrainingSession session(world, rank.state, options);
+      session.train([&](StepContext& step) {
+        const auto phase = step.trace().phase("work");
+        // Only the chief's clock decides.
+        rank.clock->advance(Seconds{world.is_chief() ? 1.0 : 50.0 * world.rank()});
+        return reduces ? test::gradient_step(step) : test::plain_step(step);
+      });
+      if (!world.is_chief()) continue;
+      std::set<std::string> timelines;
+      for (const auto& entry : PosixFileSystem().open_directory(folder.path)->list()) {
+        if (entry.name.starts_with("timeline-")) timelines.insert(entry.name);
+      }
+      // Begun in step 1; due in the ballots of steps 4 and 8 (the chief's 3 s), so 5 and 9 are looked at.
+      // What the last step gave is written in the close.
+      CHECK(timelines == std::set<std::string>{"timeline-5.json", "timeline-9.json"});
+      for (const std::string& name : timelines) {
+        PosixFileSystem files;
+        const auto bytes = read_all(*files.open_file(folder.path / name), 1 << 20);
+        const auto* text = reinterpret_cast<const char*>(bytes.data());
+        const auto timeline = nlohmann::json::parse(text, text + bytes.size());
+        std::vector<std::multiset<std::string>> phases(static_cast<std::size_t>(world.size()));
+        int tracks = 0;
+        for (const auto& event : timeline.at("traceEvents")) {
+          const auto track = event.at("tid").get<std::size_t>() - 1;
+          if (event.at("ph") == "X") phases.at(track).insert(event.at("name").get<std::string>());
+          if (event.at("name") == "thread_name") ++tracks;
+          if (event.at("name") == "work") {
+            CHECK(event.at("dur").get<double>() ==
+                  doctest::Approx(track == 0 ? 1e6 : 50e6 * static_cast<double>(track)));
+          }
+        }
+        CHECK(tracks == world.size());
+        for (std::size_t r = 0; r < phases.size(); ++r) {
+          for (const char* phase :
+               {"step", "work", "reduce", "stop_at_step", "checkpoint_saver", "summary_saver"}) {
+            CAPTURE(phase);
+            CHECK(phases[r].count(phase) >= 1);
+          }
+          CHECK(phases[r].count("save") == (r == 0 ? 1 : 0));
+        }
+      }
+    }
+  });
+}
 
 // TF: FeedFnHook.test_feeding_placeholder
 TEST_CASE("what a function feeds reaches the step of its own rank") {
@@ -222,6 +391,68 @@ TEST_CASE("texts that hooks gather reach the chief after the next agreement, and
         }
       }
     }
+  });
+}
+
+TEST_CASE("early stopping: all ranks stop at one step, and a run that is interrupted stops at the same") {
+  // Of the mean over the ranks the best is 0.25 of step 6; no rank alone has its best there.
+  const auto loss_of = [](std::int64_t step, int rank, int ranks) {
+    const double mean = step == 6 ? 0.25 : 1.0 + 0.125 * static_cast<double>(step % 3);
+    return mean + (ranks == 1 ? 0 : (rank == 0 ? 8.0 : -8.0 / (ranks - 1)) * static_cast<double>(step % 2));
+  };
+  everywhere([&](const Communicator& world) {
+    for (const std::int64_t interrupted : {0, 3, 6, 7, 10, 11}) {
+      CAPTURE(interrupted);
+      const SharedFolder folder(world);
+      const auto launch = [&](std::int64_t until) {
+        Rank rank(world);
+        auto options = rank.options(folder.path);
+        options.save_checkpoint_steps = 1;
+        const auto hook =
+            std::make_shared<EarlyStoppingHook>(EarlyStoppingHook::Options{.patience = 5, .min_delta = 0.5});
+        options.hooks = {hook};
+        MonitoredTrainingSession session(world, rank.state, options);
+        while (!session.should_stop() && session.global_step() < until) {
+          session.run([&](StepContext& step) -> StepValues {
+            return {{"loss", loss_of(step.number() + 1, step.rank(), step.ranks())}};
+          });
+        }
+        session.close();
+        if (session.global_step() >= 6) {
+          CHECK(hook->best() == doctest::Approx(0.25));
+          CHECK(hook->best_step() == 6);
+        }
+        return std::pair(session.global_step(), session.stop_reason());
+      };
+      if (interrupted > 0) CHECK(launch(interrupted).first == interrupted);
+      const auto [step, reason] = launch(50);
+      CHECK(step == 11);
+      CHECK(reason == "early stopping: the best loss is 0.25, of step 6, 5 steps ago");
+    }
+  });
+}
+
+TEST_CASE("early stopping that is added to a run begins there, and one that is taken away does no harm") {
+  everywhere([](const Communicator& world) {
+    const SharedFolder folder(world);
+    std::vector<std::int64_t> ends;
+    for (const bool watched : {false, true, false}) {
+      Rank rank(world);
+      auto options = rank.options(folder.path);
+      if (watched)
+        options.hooks = {std::make_shared<EarlyStoppingHook>(EarlyStoppingHook::Options{.patience = 3})};
+      MonitoredTrainingSession session(world, rank.state, options);
+      for (int i = 0; i < 9 && !session.should_stop(); ++i) {
+        session.run([](StepContext&) -> StepValues { return {{"loss", 1.0}}; });
+      }
+      session.close();
+      ends.push_back(session.global_step());
+      if (world.is_chief() && watched) {
+        CHECK(rank.messages->contain(
+            "'/session/hooks/early_stopping/loss' is not in the checkpoint: going on"));
+      }
+    }
+    CHECK(ends == Steps{9, 13, 22});
   });
 }
 

@@ -90,6 +90,36 @@ TEST_CASE("the entries are all that a checkpoint needs, and point at the values 
                                           "/buffers/mean", "/session/global_step", "/config/seed"});
 }
 
+TEST_CASE("numbers that hooks keep are entries, not parameters, and can be asked for again") {
+  State state;
+  state.parameter("w", {1});
+  const auto kept = state.keep("stopping/loss", 2);
+  CHECK(kept.size() == 2);
+  CHECK(kept[1] == 0);
+  CHECK_THROWS_AS(state.keep("stopping/loss", 3), UsageError);
+  CHECK_THROWS_AS(state.keep("stopping", 2), UsageError);  // a folder of the other
+  CHECK_THROWS_AS(state.keep("a b", 1), UsageError);
+  CHECK_THROWS_AS(state.keep("none", 0), UsageError);
+  state.keep("more", 1)[0] = 5;
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  CHECK_THROWS_AS(state.keep("late", 1), UsageError);
+  CHECK(state.keep("stopping/loss", 2).data() == kept.data());
+  const Digest digest = state.parameters_digest();
+  kept[0] = 7;
+  CHECK(state.parameters_digest() == digest);
+  std::vector<std::string> paths;
+  for (const Entry& entry : state.entries()) {
+    paths.push_back(entry.path);
+    if (entry.path != "/session/hooks/stopping/loss") continue;
+    CHECK(entry.type == ElementType::f64);
+    CHECK(entry.shape == Shape{2});
+    CHECK(entry.data == reinterpret_cast<const std::byte*>(kept.data()));
+  }
+  CHECK(paths == std::vector<std::string>{"/model/w", "/session/global_step", "/session/hooks/more",
+                                          "/session/hooks/stopping/loss"});
+}
+
 TEST_CASE("the digest of the parameters covers parameters and attached memory, and nothing else") {
   State state;
   const Tensor weight = state.parameter("w", {2});

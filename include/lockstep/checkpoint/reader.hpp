@@ -56,8 +56,8 @@ class CheckpointFile {
 ///
 /// Before the first byte is written, everything is compared: names, types, shapes and settings. Throws
 /// EnvironmentError with the full list of what is missing, extra or different; settings named in
-/// `allow_change`
-/// ("learning_rate") may differ, be missing or extra, and what does is returned, a line each. Local.
+/// `allow_change` ("learning_rate") and what hooks keep may differ, be missing or extra, and what does is
+/// returned, a line each. Local.
 std::vector<std::string> restore_into(const CheckpointFile& file, std::span<const Entry> entries,
                                       const std::set<std::string>& allow_change = {});
 

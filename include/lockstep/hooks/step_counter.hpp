@@ -11,7 +11,8 @@ namespace lockstep {
 /// Writes and logs how many steps pass in a second (tf.train.StepCounterHook): the summary `global_step/sec`
 /// at the second trigger and later ones; the first only sets the base. With several ranks also the summary
 /// `arrival_lag/sec`, how long a rank waited for the last one in a step, and, where that is a tenth of
-/// the time or more, words in the line that name the rank and its host.
+/// the time or more, words in the line that name the rank and its host. Warns,
+/// five times at most, of a global step that stands still.
 ///
 /// Logically collective: every rank adds one. Only the chief writes.
 class StepCounterHook final : public SessionRunHook {
@@ -28,6 +29,8 @@ class StepCounterHook final : public SessionRunHook {
  private:
   SecondOrStepTimer timer_;
   ArrivalLag lag_;
+  std::int64_t previous_ = -1;
+  int warnings_ = 0;
 };
 
 }  // namespace lockstep

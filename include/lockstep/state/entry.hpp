@@ -30,6 +30,10 @@ struct Entry {
   }
 };
 
+/// Where hooks keep what they want to find again; a checkpoint that has none of it, or more, fits all the
+/// same.
+inline constexpr std::string_view kHooksFolder = "/session/hooks/";
+
 /// Digest over name, type, shape and bytes of each entry, in the order of the names: independent of the order
 /// of `entries`, of the layout in memory and of the ranks. `prefix` picks a part ("/model/").
 Digest content_digest(std::span<const Entry> entries, std::string_view prefix = "/");

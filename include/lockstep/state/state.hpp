@@ -42,6 +42,11 @@ class State {
   void attach(const std::string& name, std::span<double> values, const Shape& shape);
   void attach(const std::string& name, std::span<std::int64_t> values, const Shape& shape);
 
+  /// Numbers that a hook wants to find again after a restart, zeros at first, saved under
+  /// /session/hooks/NAME. A checkpoint need not have them, and may have others. Asked for again by the same
+  /// name and count, also after `freeze`, gives the same memory; it lives as long as the State.
+  std::span<double> keep(const std::string& name, std::size_t count);
+
   /// A setting that is saved under /config/KEY and must be equal on resume, such as "seed" or "model".
   void setting(const std::string& key, const std::string& value);
   const std::map<std::string, std::string>& settings() const noexcept;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 #include <sched.h>
 
@@ -102,7 +103,7 @@ void warn_of_idle_ranks(const Communicator& world, const Log& log, const BatchPl
 /// Settings that a resumed run must share with its checkpoint.
 void declare_settings(State& state, const TrainOptions& options, const BatchPlan& batch,
                       const Sequential& model, const Optimizer& optimizer, const Kernels& kernels,
-                      const Dataset& dataset) {
+                      const Dataset& dataset, std::int64_t last_step) {
   state.setting("model", options.model);
   state.setting("hidden", hidden_text(options.hidden));
   std::string layers = model.describe();
@@ -111,9 +112,11 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("layers", layers);
   state.setting("optimizer", optimizer.describe());
   state.setting("learning_rate", fmt::format("{}", static_cast<float>(options.learning_rate)));
-  state.setting("schedule", options.warmup_steps == 0
-                                ? std::string("constant")
-                                : fmt::format("constant after {} warm-up steps", options.warmup_steps));
+  state.setting("schedule", schedule_text(options, last_step));
+  state.setting("weight_decay", fmt::format("{}", options.weight_decay));
+  state.setting("no_decay", fmt::format("{}", fmt::join(options.no_decay, ",")));
+  state.setting("clip_norm", fmt::format("{}", options.clip_norm));
+  state.setting("clip_value", fmt::format("{}", options.clip_value));
   state.setting("seed", std::to_string(options.seed));
   state.setting("global_batch", std::to_string(batch.global_batch));
   state.setting("micro_batch", std::to_string(batch.micro_batch));
@@ -217,17 +220,17 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   const BatchPlan batch = batch_plan(options.global_batch, options.micro_batch);
   const auto kernels = make_kernels(kernel_choice(options.kernels));
   const auto optimizer = make_optimizer(options);
-  const auto schedule = make_schedule(options);
   const auto dataset = finish_loading(comm, options, machine, load);
   Sequential model = make_model(options.model, options.hidden, dataset->sample_shape(), dataset->classes());
   State state;
   model.declare(state);
   optimizer->declare(state);
-  declare_settings(state, options, batch, model, *optimizer, *kernels, *dataset);
   const std::int64_t last_step =
       options.last_step
           ? *options.last_step
           : Sampler(options.seed, dataset->size(), batch.global_batch).steps_for_epochs(*options.epochs);
+  const auto schedule = make_schedule(options, last_step);
+  declare_settings(state, options, batch, model, *optimizer, *kernels, *dataset, last_step);
 
   const std::string bound = binding(comm);
   log.info(fmt::format("{}, {}, {} ranks, {}, 1 thread a rank", version_text(), Environment::library(),
@@ -239,6 +242,11 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   log.info(fmt::format("steps: {} of {} samples in {} micro-batches of {}, {}, learning rate {}", last_step,
                        batch.global_batch, batch.micro_batches(), batch.micro_batch, optimizer->describe(),
                        schedule->describe()));
+  if (options.weight_decay > 0 || options.clip_norm > 0 || options.clip_value > 0) {
+    log.info(fmt::format("update: weight decay {} (not of {}), clip norm {}, clip value {} (0: off)",
+                         options.weight_decay, fmt::join(options.no_decay, ", "), options.clip_norm,
+                         options.clip_value));
+  }
   log.info(fmt::format("kernels: {}, {}", kernels->description(), kernels->instruction_set()));
   warn_of_idle_ranks(comm, log, batch);
   if (options.reduction == "mpi") {
@@ -275,8 +283,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                      .seed = options.seed,
                      .state = state,
                      .executor = *machine.executor,
-                     .prefetch = options.prefetch},
-                    session.reducer().micro_batches());
+                     .prefetch = options.prefetch,
+                     .update = update_options(options)},
+                    session);
     const MonitoredTrainingSession::Step step = [&](StepContext& context) {
       const StepValues values = trainer.step(context);
       loss = values.find("loss");

@@ -1,5 +1,6 @@
 #include "setup.hpp"
 
+#include <algorithm>
 #include <span>
 #include <utility>
 
@@ -27,16 +28,74 @@ Sequential make_model(const std::string& model, const std::vector<std::int64_t>&
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options) {
+  const auto momentum = static_cast<float>(options.momentum);
   if (options.optimizer == "sgd") return std::make_unique<Sgd>();
-  if (options.optimizer == "adam") return std::make_unique<Adam>();
-  return std::make_unique<Momentum>(static_cast<float>(options.momentum));
+  if (options.optimizer == "nesterov") return std::make_unique<Nesterov>(momentum);
+  if (options.optimizer == "adam" || options.optimizer == "adamw") return std::make_unique<Adam>();
+  if (options.optimizer == "rmsprop") return std::make_unique<RmsProp>();
+  if (options.optimizer == "adagrad") return std::make_unique<Adagrad>();
+  if (options.optimizer == "lars") return std::make_unique<Lars>(momentum);
+  if (options.optimizer == "lamb") return std::make_unique<Lamb>();
+  return std::make_unique<Momentum>(momentum);
 }
 
-std::unique_ptr<Schedule> make_schedule(const TrainOptions& options) {
-  std::unique_ptr<Schedule> schedule =
-      std::make_unique<ConstantRate>(static_cast<float>(options.learning_rate));
+UpdateOptions update_options(const TrainOptions& options) {
+  return {.clip_norm = options.clip_norm,
+          .clip_value = options.clip_value,
+          .weight_decay = static_cast<float>(options.weight_decay),
+          .no_decay = options.no_decay};
+}
+
+namespace {
+
+std::int64_t schedule_steps(const TrainOptions& options, std::int64_t last_step) {
+  // A run of no steps has a schedule, too.
+  return options.schedule_steps > 0 ? options.schedule_steps : std::max<std::int64_t>(last_step, 1);
+}
+
+std::unique_ptr<Schedule> without_warm_up(const TrainOptions& options, std::int64_t last_step) {
+  const BatchScaling scaling = options.scale_learning_rate == "linear" ? BatchScaling::linear
+                               : options.scale_learning_rate == "sqrt" ? BatchScaling::square_root
+                                                                       : BatchScaling::none;
+  const float rate = scaled_rate(static_cast<float>(options.learning_rate), scaling, options.global_batch,
+                                 options.base_batch);
+  const std::int64_t steps = schedule_steps(options, last_step);
+  const auto end = static_cast<float>(options.end_learning_rate);
+  if (options.schedule == "step") return std::make_unique<StepDecay>(rate, steps, options.decay_factor);
+  if (options.schedule == "exponential") {
+    return std::make_unique<ExponentialDecay>(rate, steps, options.decay_factor);
+  }
+  if (options.schedule == "cosine") return std::make_unique<CosineDecay>(rate, steps, end);
+  if (options.schedule == "polynomial") {
+    return std::make_unique<PolynomialDecay>(rate, steps, options.decay_power, end);
+  }
+  if (options.schedule == "one-cycle") return std::make_unique<OneCycle>(rate, steps);
+  return std::make_unique<ConstantRate>(rate);
+}
+
+}  // namespace
+
+std::unique_ptr<Schedule> make_schedule(const TrainOptions& options, std::int64_t last_step) {
+  auto schedule = without_warm_up(options, last_step);
   if (options.warmup_steps == 0) return schedule;
   return std::make_unique<WarmUp>(options.warmup_steps, std::move(schedule));
+}
+
+std::string schedule_text(const TrainOptions& options, std::int64_t last_step) {
+  std::string text = options.schedule;
+  if (text != "constant") text += fmt::format(" over {} steps", schedule_steps(options, last_step));
+  if (text.starts_with("step") || text.starts_with("exponential")) {
+    text += fmt::format(" times {}", options.decay_factor);
+  }
+  if (options.schedule == "polynomial") text += fmt::format(" power {}", options.decay_power);
+  if (options.schedule == "polynomial" || options.schedule == "cosine") {
+    text += fmt::format(" to {}", options.end_learning_rate);
+  }
+  if (options.scale_learning_rate != "none") {
+    text += fmt::format(", {} from a batch of {}", options.scale_learning_rate, options.base_batch);
+  }
+  if (options.warmup_steps > 0) text += fmt::format(" after {} warm-up steps", options.warmup_steps);
+  return text;
 }
 
 namespace {

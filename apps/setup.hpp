@@ -10,6 +10,7 @@
 #include <lockstep/nn/optimizer.hpp>
 #include <lockstep/nn/schedule.hpp>
 #include <lockstep/nn/sequential.hpp>
+#include <lockstep/train/update.hpp>
 
 #include "train_options.hpp"
 
@@ -23,7 +24,13 @@ Sequential make_model(const std::string& model, const std::vector<std::int64_t>&
                       const std::vector<std::int64_t>& sample_shape, int classes);
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options);
-std::unique_ptr<Schedule> make_schedule(const TrainOptions& options);
+UpdateOptions update_options(const TrainOptions& options);
+
+/// `last_step` is where the run ends, and schedules with it unless the options say otherwise.
+std::unique_ptr<Schedule> make_schedule(const TrainOptions& options, std::int64_t last_step);
+
+/// The schedule without the rate itself, for the settings of a checkpoint.
+std::string schedule_text(const TrainOptions& options, std::int64_t last_step);
 
 /// Finds out whether `write_text` will be able to write there, and leaves nothing behind but the directory.
 /// Throws FileError. Local.

@@ -20,8 +20,8 @@ namespace po = boost::program_options;
 constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
 
 /// Options of the design that this version does not have: refused by name, not accepted and ignored.
-const std::vector<std::string_view> kNotYet = {"weight_decay", "clip_norm", "bucket_bytes",
-                                               "keep_best",    "key_file",  "stop_grace_period_secs"};
+const std::vector<std::string_view> kNotYet = {"bucket_bytes", "keep_best", "key_file",
+                                               "stop_grace_period_secs"};
 
 template <class T>
 void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
@@ -35,8 +35,11 @@ void check_range(std::string_view option, T value, T least, T most = std::numeri
 void check(const TrainOptions& o) {
   check_word("dataset", o.dataset, {"fashion-mnist", "idx"}, {"cifar10", "hdf5", "text"});
   check_word("model", o.model, {"mlp"}, {"lenet", "resnet", "unet", "gpt"});
-  check_word("optimizer", o.optimizer, {"sgd", "momentum", "adam"},
-             {"nesterov", "adamw", "rmsprop", "adagrad", "lars", "lamb"});
+  check_word("optimizer", o.optimizer,
+             {"sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"});
+  check_word("schedule", o.schedule,
+             {"constant", "step", "cosine", "polynomial", "exponential", "one-cycle"});
+  check_word("scale_learning_rate", o.scale_learning_rate, {"none", "linear", "sqrt"});
   check_word("reduction", o.reduction, {"canonical", "mpi"});
   check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
   check_word("on_save_failure", o.on_save_failure, {"continue", "stop"});
@@ -51,6 +54,30 @@ void check(const TrainOptions& o) {
     throw UsageError(
         fmt::format("--momentum {} is out of range; give a number from 0 to below 1", o.momentum));
   }
+  const auto amount = [](std::string_view name, double value) {
+    if (!(value >= 0) || !std::isfinite(value)) {
+      throw UsageError(fmt::format("--{} {} is out of range; give a number of at least 0", name, value));
+    }
+  };
+  amount("weight_decay", o.weight_decay);
+  amount("clip_norm", o.clip_norm);
+  amount("clip_value", o.clip_value);
+  amount("end_learning_rate", o.end_learning_rate);
+  if (!(o.decay_factor > 0 && o.decay_factor <= 1)) {
+    throw UsageError(
+        fmt::format("--decay_factor {} is out of range; give a number above 0, up to 1", o.decay_factor));
+  }
+  if (!(o.decay_power > 0) || !std::isfinite(o.decay_power)) {
+    throw UsageError(fmt::format("--decay_power {} is out of range; give a number above 0", o.decay_power));
+  }
+  check_range<std::int64_t>("schedule_steps", o.schedule_steps, 0);
+  if (o.schedule_steps == 0 && (o.schedule == "step" || o.schedule == "exponential")) {
+    throw UsageError(fmt::format(
+        "--schedule {} needs --schedule_steps N, the steps after which the rate is --decay_factor times what "
+        "it was",
+        o.schedule));
+  }
+  check_range<std::int64_t>("base_batch", o.base_batch, 1, 1 << 30);
   check_range<std::int64_t>("warmup_steps", o.warmup_steps, 0);
   check_range<std::int64_t>("global_batch", o.global_batch, 1, 1 << 30);
   check_range<std::int64_t>("micro_batch", o.micro_batch, 0, 1 << 30);
@@ -123,6 +150,21 @@ std::vector<std::int64_t> parse_hidden(const std::string& text) {
   return widths;
 }
 
+namespace {
+
+/// "bias,norm"; "none" is no word.
+std::vector<std::string> parse_words(const std::string& text) {
+  std::vector<std::string> words;
+  std::istringstream parts(text == "none" ? "" : text);
+  std::string part;
+  while (std::getline(parts, part, ',')) {
+    if (!part.empty()) words.push_back(part);
+  }
+  return words;
+}
+
+}  // namespace
+
 void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,
                 const std::vector<std::string_view>& not_yet) {
   for (const auto& k : known) {
@@ -141,7 +183,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   ParsedTrainOptions parsed;
   TrainOptions& o = parsed.options;
   std::string hidden = "512,512";
-  std::string schedule = "constant";
+  std::string no_decay = fmt::format("{}", fmt::join(o.no_decay, ","));
   std::string gradient_dtype = "f32";
   std::string precision = "f32";
   int shard_optimizer = 0;
@@ -157,10 +199,30 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "model", po::value(&o.model)->default_value(o.model), "mlp")(
       "hidden", po::value(&hidden)->default_value(hidden),
       "mlp: widths of the hidden layers; none for no hidden layer")(
-      "optimizer", po::value(&o.optimizer)->default_value(o.optimizer), "sgd, momentum or adam")(
+      "optimizer", po::value(&o.optimizer)->default_value(o.optimizer),
+      "sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad, lars or lamb")(
       "learning_rate", po::value(&o.learning_rate)->default_value(o.learning_rate, "0.1"), "step size")(
-      "momentum", po::value(&o.momentum)->default_value(o.momentum, "0.9"), "of the momentum optimizer")(
-      "schedule", po::value(&schedule)->default_value(schedule), "constant")(
+      "momentum", po::value(&o.momentum)->default_value(o.momentum, "0.9"), "of momentum, nesterov and lars")(
+      "weight_decay", po::value(&o.weight_decay)->default_value(o.weight_decay, "0"),
+      "take rate times this off the weights in each step, apart from the gradient; adamw: 0.01 unless given")(
+      "no_decay", po::value(&no_decay)->default_value(no_decay),
+      "parameters with one of these words in their name do not decay; none for all do")(
+      "clip_norm", po::value(&o.clip_norm)->default_value(o.clip_norm, "0"),
+      "scale gradients so that their norm is at most this; 0: off")(
+      "clip_value", po::value(&o.clip_value)->default_value(o.clip_value, "0"),
+      "cut every element of the gradient to at most this size; 0: off")(
+      "schedule", po::value(&o.schedule)->default_value(o.schedule),
+      "of the learning rate: constant, step, cosine, polynomial, exponential or one-cycle")(
+      "schedule_steps", po::value(&o.schedule_steps)->default_value(0),
+      "steps to the schedule's end (0: last_step); step, exponential: steps between two decays")(
+      "decay_factor", po::value(&o.decay_factor)->default_value(o.decay_factor, "0.1"),
+      "of step and exponential")("decay_power", po::value(&o.decay_power)->default_value(o.decay_power, "1"),
+                                 "of polynomial; 1 is a straight line")(
+      "end_learning_rate", po::value(&o.end_learning_rate)->default_value(o.end_learning_rate, "0"),
+      "of cosine and polynomial")("scale_learning_rate",
+                                  po::value(&o.scale_learning_rate)->default_value(o.scale_learning_rate),
+                                  "none, linear or sqrt: the rate was found with a batch of base_batch")(
+      "base_batch", po::value(&o.base_batch)->default_value(o.base_batch), "see scale_learning_rate")(
       "warmup_steps", po::value(&o.warmup_steps)->default_value(0),
       "let the learning rate grow over so many steps")(
       "global_batch", po::value(&o.global_batch)->default_value(o.global_batch),
@@ -257,11 +319,11 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
     }
   }
   o.hidden = parse_hidden(hidden);
+  o.no_decay = parse_words(no_decay);
+  if (o.optimizer == "adamw" && values["weight_decay"].defaulted()) o.weight_decay = 0.01;
   if (values.count("last_step") != 0) o.last_step = last_step;
   if (values.count("epochs") != 0) o.epochs = epochs;
   o.allow_change.insert(allow_change.begin(), allow_change.end());
-  check_word("schedule", schedule, {"constant"},
-             {"step", "cosine", "polynomial", "exponential", "one-cycle"});
   check_word("precision", precision, {"f32"}, {"bf16"});
   check_word("gradient_dtype", gradient_dtype, {"f32"}, {"bf16"});
   check_word("shard_optimizer", std::to_string(shard_optimizer), {"0"}, {"1"});

@@ -18,6 +18,17 @@ struct TrainOptions {
   std::string optimizer = "momentum";
   double learning_rate = 0.1;
   double momentum = 0.9;
+  double weight_decay = 0;
+  std::vector<std::string> no_decay = {"bias", "norm"};
+  double clip_norm = 0;
+  double clip_value = 0;
+  std::string schedule = "constant";
+  std::int64_t schedule_steps = 0;
+  double decay_factor = 0.1;
+  double decay_power = 1;
+  double end_learning_rate = 0;
+  std::string scale_learning_rate = "none";
+  std::int64_t base_batch = 256;
   std::int64_t warmup_steps = 0;
   std::int64_t global_batch = 128;
   std::int64_t micro_batch = 0;

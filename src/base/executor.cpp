@@ -45,7 +45,10 @@ std::thread start_thread(const std::string& name, std::function<void()> body) {
 
 class ThreadWorker final : public Worker {
  public:
-  explicit ThreadWorker(const std::string& name) : thread_(start_thread(name, [this] { loop(); })) {}
+  explicit ThreadWorker(const std::string& name) {
+    tasks_.reserve(kRoom);
+    thread_ = start_thread(name, [this] { loop(); });
+  }
 
   ~ThreadWorker() override {
     {
@@ -77,9 +80,12 @@ class ThreadWorker final : public Worker {
   bool idle() const override { return pending_.load(std::memory_order_acquire) == 0; }
 
  private:
+  static constexpr std::size_t kRoom = 64;  // tasks that may wait before the buffers have to grow
+
   void loop() {
     // Two buffers that trade places, so that a steady stream of tasks allocates nothing.
     std::vector<std::function<void()>> taken;
+    taken.reserve(kRoom);
     std::unique_lock lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return ending_ || !tasks_.empty(); });

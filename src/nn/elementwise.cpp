@@ -84,24 +84,7 @@ void transpose(std::size_t rows, std::size_t columns, std::span<const float> inp
 }
 
 double sum_of_squares(std::span<const float> values) noexcept {
-  constexpr std::size_t kLanes = 16;
-  double lanes[kLanes] = {};
-  const float* x = values.data();
-  std::size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const double value = x[i + lane];
-      lanes[lane] += value * value;
-    }
-  }
-  for (std::size_t lane = 0; i + lane < values.size(); ++lane) {
-    const double value = x[i + lane];
-    lanes[lane] += value * value;
-  }
-  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (std::size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+  return sum_of_squares(values.size(), [x = values.data()](std::size_t i) { return x[i]; });
 }
 
 }  // namespace lockstep

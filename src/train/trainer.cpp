@@ -51,13 +51,14 @@ BatchPlan batch_plan(std::int64_t global_batch, std::int64_t micro_batch) {
   return {global_batch, micro_batch};
 }
 
-Trainer::Trainer(Parts parts, MicroBatchRange owned)
+Trainer::Trainer(Parts parts, const MonitoredTrainingSession& session)
     : parts_(std::move(parts)),
-      owned_(owned),
+      owned_(session.reducer().micro_batches()),
       workspace_(parts_.model.workspace(parts_.kernels, parts_.batch.micro_batch)),
       batches_(parts_.dataset, Sampler(parts_.seed, parts_.dataset->size(), parts_.batch.global_batch),
-               sample_ranges(parts_.batch, owned), parts_.executor, owned.size() == 0 ? 0 : parts_.prefetch),
-      slots_(parts_.optimizer.slots(parts_.state)) {
+               sample_ranges(parts_.batch, owned_), parts_.executor,
+               owned_.size() == 0 ? 0 : parts_.prefetch),
+      update_(parts_.optimizer, parts_.state, parts_.update, session.topology()) {
   batches_.start(parts_.state.global_step());
 }
 
@@ -90,18 +91,11 @@ StepValues Trainer::step(StepContext& context) {
     }
   }
   context.reduce_micro_batches();
-  const ElementRange slice = context.slice();
-  // Parameters of my own: I need the slices of the sum that others have added up. Shared ones: nobody may go
-  // on before I have updated my slice, even where that is the whole arena.
-  if (!context.shares_parameters()) context.finish();
   const float learning_rate = parts_.schedule.learning_rate(context.number());
-  {
-    const auto phase = context.trace().phase("update");
-    parts_.optimizer.apply(slice, parts_.state.parameters(), context.sum().first(elements), slots_,
-                           {.learning_rate = learning_rate, .step = context.number()});
-  }
-  context.finish();
-  return {{"loss", context.sum()[elements]}, {"learning_rate", learning_rate}};
+  update_.apply(context, learning_rate);
+  StepValues values{{"loss", context.sum()[elements]}, {"learning_rate", learning_rate}};
+  if (const auto norm = update_.gradient_norm()) values.set("gradient_norm", *norm);
+  return values;
 }
 
 }  // namespace lockstep

@@ -20,6 +20,6 @@ int main(int argc, char** argv) {
       .scaffold = {.init_fn = [&](State& fresh) { model.initialize(fresh, 1); }},
       .hooks = {std::make_shared<StopAtStepHook>(std::nullopt, 200)},
       .config = {.micro_batches = batch.micro_batches(), .log = Log::standard("")}}};
-  Trainer trainer({model, adam, rate, *kernels, data, batch, 1, state, threads}, session.reducer().micro_batches());
+  Trainer trainer({model, adam, rate, *kernels, data, batch, 1, state, threads}, session);
   session.train([&](StepContext& step) { return trainer.step(step); });
 }

@@ -17,8 +17,22 @@ std::vector<std::unique_ptr<Optimizer>> all_optimizers() {
   std::vector<std::unique_ptr<Optimizer>> optimizers;
   optimizers.push_back(std::make_unique<Sgd>());
   optimizers.push_back(std::make_unique<Momentum>(0.9F));
+  optimizers.push_back(std::make_unique<Nesterov>(0.9F));
   optimizers.push_back(std::make_unique<Adam>());
+  optimizers.push_back(std::make_unique<RmsProp>());
+  optimizers.push_back(std::make_unique<Adagrad>());
+  optimizers.push_back(std::make_unique<Lars>());
+  optimizers.push_back(std::make_unique<Lamb>());
   return optimizers;
+}
+
+/// One update of a range, both passes; the trust ratio, where there is one, is `trust_ratio`.
+void update(const Optimizer& optimizer, ElementRange range, std::span<float> parameters,
+            std::span<const float> gradients, std::span<const std::span<float>> slots, StepScalars scalars) {
+  if (const auto* layerwise = dynamic_cast<const LayerwiseOptimizer*>(&optimizer)) {
+    layerwise->measure(range, parameters, gradients, slots, scalars);
+  }
+  optimizer.apply(range, parameters, gradients, slots, scalars);
 }
 
 /// Parameters and slots after some updates, each done range by range.
@@ -39,8 +53,8 @@ Run run(const Optimizer& optimizer, std::vector<float> parameters, std::span<con
   for (int step = 0; step < steps; ++step) {
     std::size_t first = 0;
     for (const std::size_t last : cuts) {
-      optimizer.apply({first, last}, p.values(), g.values(), views,
-                      {.learning_rate = 0.1F, .step = step, .gradient_scale = scale});
+      update(optimizer, {first, last}, p.values(), g.values(), views,
+             {.learning_rate = 0.1F, .step = step, .gradient_scale = scale, .weight_decay = 0.01F});
       first = last;
     }
   }
@@ -77,7 +91,7 @@ TEST_CASE("nothing outside the range changes") {
     std::vector<float> p = parameters;
     std::vector<float> slot(40), other(40);
     const std::vector<std::span<float>> slots{slot, other};
-    optimizer->apply({5, 23}, p, gradients, slots, {.learning_rate = 0.1F});
+    update(*optimizer, {5, 23}, p, gradients, slots, {.learning_rate = 0.1F});
     for (std::size_t i = 0; i < 40; ++i) {
       const bool inside = i >= 5 && i < 23;
       CHECK((p[i] != parameters[i]) == inside);
@@ -147,18 +161,93 @@ TEST_CASE("slots are declared under their names and found again") {
   CHECK(slots[1].data() == state.slot_values("v").data());
 }
 
-TEST_CASE("the norm has the same bits whoever sums which blocks") {
-  const std::size_t size = 3 * kNormBlock + 160;
-  const auto gradients = test::normal_values(size, 7);
-  std::vector<double> whole(norm_blocks(size)), parts(norm_blocks(size));
-  CHECK(whole.size() == 4);
-  block_square_sums(gradients, 0, 4, whole);
-  block_square_sums(test::Shifted(gradients, 5).values(), 2, 4, parts);
-  block_square_sums(gradients, 0, 2, parts);
-  CHECK(whole == parts);
-  double plain = 0;
-  for (const float x : gradients) plain += static_cast<double>(x) * static_cast<double>(x);
-  CHECK(norm_from_blocks(whole) == doctest::Approx(std::sqrt(plain)));
+TEST_CASE("Nesterov, RMSProp and Adagrad give the answers of their formulas in double") {
+  const std::vector<float> gradient{0.3F, -2.0F, 1e-3F};
+  std::vector<double> nesterov{1, 1, 1}, rmsprop{1, 1, 1}, adagrad{1, 1, 1}, v(3), s(3), a(3);
+  for (int t = 1; t <= 10; ++t) {
+    for (std::size_t i = 0; i < 3; ++i) {
+      const auto g = static_cast<double>(gradient[i]);
+      v[i] = 0.9 * v[i] + g;
+      nesterov[i] -= 0.1 * (g + 0.9 * v[i]);
+      s[i] = 0.99 * s[i] + 0.01 * g * g;
+      rmsprop[i] -= 0.1 * g / (std::sqrt(s[i]) + 1e-8);
+      a[i] += g * g;
+      adagrad[i] -= 0.1 * g / (std::sqrt(a[i]) + 1e-10);
+    }
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(run(Nesterov(), {1, 1, 1}, gradient, {3}, 10).parameters[i] ==
+          doctest::Approx(nesterov[i]).epsilon(1e-4));
+    CHECK(run(RmsProp(), {1, 1, 1}, gradient, {3}, 10).parameters[i] ==
+          doctest::Approx(rmsprop[i]).epsilon(1e-4));
+    CHECK(run(Adagrad(), {1, 1, 1}, gradient, {3}, 10).parameters[i] ==
+          doctest::Approx(adagrad[i]).epsilon(1e-4));
+  }
+}
+
+TEST_CASE("LARS and LAMB give the answers of their formulas in double") {
+  const std::vector<float> gradient{0.3F, -2.0F, 1e-3F};
+  constexpr double kDecay = 0.01;
+  std::vector<double> lars{1, 2, 3}, lamb{1, 2, 3}, velocity(3), m(3), v(3);
+  std::vector<float> lars_p{1, 2, 3}, lamb_p{1, 2, 3}, lars_v(3), lamb_m(3), lamb_v(3);
+  const std::vector<std::span<float>> lars_slots{lars_v}, lamb_slots{lamb_m, lamb_v};
+  const auto norm = [](const std::vector<double>& x) {
+    return std::sqrt(x[0] * x[0] + x[1] * x[1] + x[2] * x[2]);
+  };
+  const auto step_of = [&](const LayerwiseOptimizer& optimizer, std::vector<float>& p,
+                           const std::vector<std::span<float>>& slots, std::int64_t step) {
+    StepScalars scalars{.learning_rate = 0.1F, .step = step, .weight_decay = static_cast<float>(kDecay)};
+    // In two parts, as ranks that share a tensor do.
+    const SquareSums a = optimizer.measure({0, 2}, p, gradient, slots, scalars);
+    const SquareSums b = optimizer.measure({2, 3}, p, gradient, slots, scalars);
+    scalars.trust_ratio = optimizer.trust_ratio({a.parameters + b.parameters, a.update + b.update}, scalars);
+    optimizer.apply({0, 3}, p, gradient, slots, scalars);
+  };
+  for (int t = 1; t <= 10; ++t) {
+    step_of(Lars(0.9F, 0.5F), lars_p, lars_slots, t - 1);
+    step_of(Lamb(), lamb_p, lamb_slots, t - 1);
+    const std::vector<double> g(gradient.begin(), gradient.end());
+    const double ratio = 0.5 * norm(lars) / (norm(g) + kDecay * norm(lars));
+    std::vector<double> u(3);
+    for (std::size_t i = 0; i < 3; ++i) {
+      velocity[i] = 0.9 * velocity[i] + ratio * (g[i] + kDecay * lars[i]);
+      lars[i] -= 0.1 * velocity[i];
+      m[i] = 0.9 * m[i] + 0.1 * g[i];
+      v[i] = 0.999 * v[i] + 0.001 * g[i] * g[i];
+      u[i] = m[i] / (1 - std::pow(0.9, t)) / (std::sqrt(v[i] / (1 - std::pow(0.999, t))) + 1e-6) +
+             kDecay * lamb[i];
+    }
+    const double trust = norm(lamb) / norm(u);
+    for (std::size_t i = 0; i < 3; ++i) lamb[i] -= 0.1 * trust * u[i];
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(lars_p[i] == doctest::Approx(lars[i]).epsilon(1e-4));
+    CHECK(lamb_p[i] == doctest::Approx(lamb[i]).epsilon(1e-4));
+  }
+}
+
+TEST_CASE("a tensor of zeros and a gradient of zeros have a trust ratio of 1") {
+  CHECK(Lars().trust_ratio({0, 1}, {}) == 1.0F);
+  CHECK(Lars().trust_ratio({1, 0}, {}) == 1.0F);
+  CHECK(Lamb().trust_ratio({0, 1}, {}) == 1.0F);
+  CHECK(Lamb().trust_ratio({1, 0}, {}) == 1.0F);
+  CHECK(std::isnan(Lamb().trust_ratio({1, std::numeric_limits<double>::quiet_NaN()}, {})));
+}
+
+TEST_CASE("gradients are cut by value after they are scaled, and NaN stays NaN") {
+  const std::vector<float> gradients{4.0F, -4.0F, 0.5F, kNan};
+  std::vector<float> p(4);
+  Sgd().apply({0, 4}, p, gradients, {}, {.learning_rate = 1, .gradient_scale = 0.5F, .clip_value = 1.5F});
+  CHECK(p[0] == -1.5F);
+  CHECK(p[1] == 1.5F);
+  CHECK(p[2] == -0.25F);
+  CHECK(std::isnan(p[3]));
+}
+
+TEST_CASE("weights decay by the rate times the decay") {
+  std::vector<float> p{1.0F, 2.0F, 4.0F};
+  decay_weights({1, 3}, p, 0.5F, 0.5F);
+  CHECK(p == std::vector<float>{1.0F, 1.5F, 3.0F});
 }
 
 TEST_CASE("clipping scales to the limit, leaves smaller norms alone and does not hide NaN") {
@@ -174,6 +263,12 @@ TEST_CASE("settings out of range are refused") {
   CHECK_THROWS_AS(Momentum{kNan}, UsageError);
   CHECK_THROWS_AS(Adam(0.9F, 1.0F), UsageError);
   CHECK_THROWS_AS(Adam(0.9F, 0.999F, 0.0F), UsageError);
+  CHECK_THROWS_AS(Nesterov(1.0F), UsageError);
+  CHECK_THROWS_AS(RmsProp(1.0F), UsageError);
+  CHECK_THROWS_AS(RmsProp(0.9F, -1.0F), UsageError);
+  CHECK_THROWS_AS(Adagrad{kNan}, UsageError);
+  CHECK_THROWS_AS(Lars(0.9F, 0.0F), UsageError);
+  CHECK_THROWS_AS(Lamb(-0.5F), UsageError);
 }
 
 }  // namespace

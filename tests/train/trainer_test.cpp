@@ -1,3 +1,6 @@
+#include <cmath>
+#include <string>
+
 #include <doctest/doctest.h>
 
 #include <lockstep/hooks/nan_tensor.hpp>
@@ -23,7 +26,16 @@ struct Case {
   bool threads = false;
   bool shared = false;
   int ranks_per_node = 0;
+  std::string optimizer = "momentum";
+  UpdateOptions update = {};
 };
+
+std::unique_ptr<Optimizer> optimizer_called(const std::string& name) {
+  if (name == "lars") return std::make_unique<Lars>(0.9F, 0.1F);
+  if (name == "lamb") return std::make_unique<Lamb>();
+  if (name == "adam") return std::make_unique<Adam>();
+  return std::make_unique<Momentum>(0.9F);
+}
 
 struct Result {
   std::vector<float> parameters;
@@ -36,8 +48,8 @@ Result trained(const Communicator& world, const Case& c) {
   Sequential model = test::small_model(c.hidden);
   State state;
   model.declare(state);
-  const Momentum optimizer(0.9F);
-  optimizer.declare(state);
+  const auto optimizer = optimizer_called(c.optimizer);
+  optimizer->declare(state);
   const WarmUp schedule(3, std::make_unique<ConstantRate>(0.1F));
   const auto kernels = make_kernels(c.kernels);
   MonitoredTrainingSessionOptions options;
@@ -52,7 +64,7 @@ Result trained(const Communicator& world, const Case& c) {
                 : std::make_shared<InlineExecutor>();
   MonitoredTrainingSession session(world, state, options);
   Trainer trainer({.model = model,
-                   .optimizer = optimizer,
+                   .optimizer = *optimizer,
                    .schedule = schedule,
                    .kernels = *kernels,
                    .dataset = std::make_shared<test::SmallDataset>(kSamples),
@@ -60,8 +72,9 @@ Result trained(const Communicator& world, const Case& c) {
                    .seed = kSeed,
                    .state = state,
                    .executor = *executor,
-                   .prefetch = c.prefetch},
-                  session.reducer().micro_batches());
+                   .prefetch = c.prefetch,
+                   .update = c.update},
+                  session);
   Result result;
   session.train([&](StepContext& step) {
     const StepValues values = trainer.step(step);
@@ -185,6 +198,89 @@ TEST_CASE("batches made ahead on a thread change nothing, and ranks without work
   }
 }
 
+TEST_CASE("clipping, weight decay and layerwise rates have the same bits on any ranks, nodes and sharing") {
+  for (const char* const optimizer : {"momentum", "adam", "lars", "lamb"}) {
+    for (const double clip_norm : {0.0, 0.05}) {
+      Case c;
+      c.hidden = 700;  // tensors of several blocks
+      c.optimizer = optimizer;
+      c.update = {.clip_norm = clip_norm, .clip_value = 0.02, .weight_decay = 0.1F};
+      CAPTURE(optimizer);
+      CAPTURE(clip_norm);
+      const Result expected = trained(Communicator::self(), c);
+      Case plain = c;
+      plain.update = {};
+      CHECK(!(trained(Communicator::self(), plain) == expected));
+      for (const int ranks : {1, 2, 3, 5}) {
+        for (const int per_node : {0, 2}) {
+          for (const bool shared : {false, true}) {
+            CAPTURE(ranks);
+            CAPTURE(per_node);
+            CAPTURE(shared);
+            c.shared = shared;
+            c.ranks_per_node = per_node;
+            int same = 0;
+            SimulatedWorld{ranks, 0, 9}.run(
+                [&](const Communicator& world) { same += trained(world, c) == expected; });
+            CHECK(same == ranks);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a clipped step is that of the scaled gradient, and the norm is told") {
+  // SGD from the same start: the first update with clipping is a known part of the one without.
+  const auto first_update = [](double clip_norm, double& norm) {
+    Sequential model = test::small_model(9);
+    State state;
+    model.declare(state);
+    const Sgd optimizer;
+    const ConstantRate schedule(0.1F);
+    const auto kernels = make_kernels();
+    InlineExecutor executor;
+    MonitoredTrainingSessionOptions options;
+    options.scaffold.init_fn = [&](State& fresh) { model.initialize(fresh, kSeed); };
+    MonitoredTrainingSession session(Communicator::self(), state, options);
+    const std::vector<float> before(state.parameters().begin(), state.parameters().end());
+    Trainer trainer({.model = model,
+                     .optimizer = optimizer,
+                     .schedule = schedule,
+                     .kernels = *kernels,
+                     .dataset = std::make_shared<test::SmallDataset>(kSamples),
+                     .batch = {8, 8},
+                     .seed = kSeed,
+                     .state = state,
+                     .executor = executor,
+                     .update = {.clip_norm = clip_norm}},
+                    session);
+    session.run([&](StepContext& step) {
+      const StepValues values = trainer.step(step);
+      norm = values.find("gradient_norm").value_or(0);
+      return values;
+    });
+    std::vector<double> change;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      change.push_back(static_cast<double>(state.parameters()[i]) - static_cast<double>(before[i]));
+    }
+    return change;
+  };
+  double unknown = 1, norm = 0, same_norm = 0;
+  const auto whole = first_update(0, unknown);
+  CHECK(unknown == 0);
+  const auto loose = first_update(1e6, norm);
+  CHECK(loose == whole);
+  double squares = 0;
+  for (const double x : whole) squares += x * x;
+  CHECK(norm == doctest::Approx(std::sqrt(squares) / 0.1).epsilon(1e-3));
+  const auto clipped = first_update(norm / 4, same_norm);
+  CHECK(same_norm == norm);
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    CHECK(clipped[i] == doctest::Approx(whole[i] / 4).epsilon(1e-2).scale(1e-3));
+  }
+}
+
 TEST_CASE("a session that sums another number of micro-batches is refused on all ranks") {
   int refused = 0;
   SimulatedWorld{2}.run([&](const Communicator& world) {
@@ -205,7 +301,7 @@ TEST_CASE("a session that sums another number of micro-batches is refused on all
                      .seed = kSeed,
                      .state = state,
                      .executor = executor},
-                    session.reducer().micro_batches());
+                    session);
     try {
       session.run([&](StepContext& step) { return trainer.step(step); });
     } catch (const UsageError& error) {

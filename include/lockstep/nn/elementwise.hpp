@@ -29,7 +29,29 @@ void column_sums(std::span<const float> rows, std::span<float> sums) noexcept;
 void transpose(std::size_t rows, std::size_t columns, std::span<const float> input,
                std::span<float> output) noexcept;
 
-/// Sum of squares in double: 16 lanes (element i belongs to lane i mod 16), then the lanes in a fixed tree.
+/// Sum of the squares of value(0), value(1), ..., value(count - 1) in double: 16 lanes (element i belongs to
+/// lane i mod 16), then the lanes in a fixed tree.
+template <class Value>
+double sum_of_squares(std::size_t count, Value&& value) {
+  constexpr std::size_t kLanes = 16;
+  double lanes[kLanes] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const double x = value(i + lane);
+      lanes[lane] += x * x;
+    }
+  }
+  for (std::size_t lane = 0; i + lane < count; ++lane) {
+    const double x = value(i + lane);
+    lanes[lane] += x * x;
+  }
+  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+    for (std::size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
 double sum_of_squares(std::span<const float> values) noexcept;
 
 }  // namespace lockstep

@@ -11,7 +11,9 @@
 #include <lockstep/nn/optimizer.hpp>
 #include <lockstep/nn/schedule.hpp>
 #include <lockstep/nn/sequential.hpp>
+#include <lockstep/session/monitored_training_session.hpp>
 #include <lockstep/session/step_context.hpp>
+#include <lockstep/train/update.hpp>
 
 namespace lockstep {
 
@@ -46,14 +48,15 @@ class Trainer {
     State& state;
     Executor& executor;
     int prefetch = 1;  ///< batches made ahead on a thread; 0: made when needed
+    UpdateOptions update = {};
   };
 
-  /// `owned` is Reducer::micro_batches() of the session's reducer. Local.
-  Trainer(Parts parts, MicroBatchRange owned);
+  /// `session` is the one whose steps it will make. Collective over each node.
+  Trainer(Parts parts, const MonitoredTrainingSession& session);
 
-  /// Collective. Returns `loss`, the mean over the global batch before the update, and `learning_rate`, the
-  /// same on all ranks. A loss that is not finite is said to all ranks with the ballot; the update is made
-  /// all the same.
+  /// Collective. Returns `loss`, the mean over the global batch before the update, `learning_rate`, and with
+  /// `clip_norm` the `gradient_norm` before clipping, the same on all ranks. A loss that is not finite is
+  /// said to all ranks with the ballot; the update is made all the same.
   StepValues step(StepContext& context);
 
  private:
@@ -61,7 +64,7 @@ class Trainer {
   MicroBatchRange owned_;
   Workspace workspace_;
   Prefetcher batches_;
-  std::vector<std::span<float>> slots_;
+  Update update_;
 };
 
 }  // namespace lockstep

@@ -37,6 +37,7 @@ class Resume(EndToEnd):
         self.assertEqual(harness.read_json(directory / "status.json")["state"], "done")
         return undisturbed
 
+    # TF: Sharded.partitioned_variables
     def test_killed_again_and_again_on_changing_ranks(self):
         directory = self.folder / "run"
         for ranks in (2, 3, 1, 4, 2):

@@ -58,6 +58,7 @@ std::string error_of(const std::function<void()>& work) {
   return "";
 }
 
+// TF: CheckpointState.testNameCollision
 TEST_CASE("only the canonical name of a checkpoint is taken for one") {
   CHECK(to_file_name("ckpt", {1200, 0}) == "ckpt-00001200.h5");
   CHECK(to_file_name("ckpt", {1200, 2}) == "ckpt-00001200-2.h5");
@@ -70,7 +71,7 @@ TEST_CASE("only the canonical name of a checkpoint is taken for one") {
        {"ckpt-1200.h5", "ckpt-000001200.h5", "ckpt-00001200.h5.damaged-1", ".ckpt-00001200.h5.tmp.0",
         "ckpt-.h5", "ckpt-00001200-.h5", "ckpt-00001200-0.h5", "ckpt-00001200-01.h5", "ckpt-+0001200.h5",
         "ckpt--0001200.h5", "ckpt-00001200.h5 ", "Ckpt-00001200.h5", "ckpt-99999999999999999999.h5", "ckpt",
-        "", "ckpt.h5"}) {
+        "", "ckpt.h5", "checkpoint.json"}) {
     CAPTURE(wrong);
     CHECK_FALSE(parse_file_name("ckpt", wrong));
   }
@@ -91,6 +92,7 @@ TEST_CASE("names with folders, links to parents or odd letters are not plain") {
   CHECK(is_plain_name(std::string(128, 'a')));
 }
 
+// TF: Saver.testBasicsWithListOfVariables, Saver.testVariables
 TEST_CASE("a checkpoint gives back every name, type, shape and byte, and the digest of the state") {
   MemoryDirectory directory;
   SmallModel saved;
@@ -230,6 +232,7 @@ TEST_CASE("trailers of arbitrary bytes with a valid mark never read outside the 
   }
 }
 
+// TF: Saver.testReshape, Saver.variable_name_map
 TEST_CASE("another model is refused with all that is missing, extra and different") {
   MemoryDirectory directory;
   write_small(directory);

@@ -74,6 +74,7 @@ TEST_CASE("when none verifies it is an error that names each, and nothing is ren
   CHECK(job.model.digest() == SmallModel::digest_at(50));
 }
 
+// TF: CheckpointState.testCheckPointStateFailsWhenIncomplete
 TEST_CASE("whatever the state file holds, the newest checkpoint that verifies is taken") {
   const auto good = directory_with({1, 2, 3});
   const std::string text = to_json(*read_state_file(*good).state);
@@ -125,6 +126,7 @@ TEST_CASE("fresh sets every checkpoint aside and deletes none") {
   CHECK(directory->exists("ckpt-00000001.h5.superseded-2"));
 }
 
+// TF: CheckpointState.testCheckPointCompletesRelativePaths
 TEST_CASE("an exact file is restored, what is newer is set aside, and what is older stays") {
   const auto directory = directory_with({1, 2, 3});
   Job job(directory);
@@ -136,6 +138,7 @@ TEST_CASE("an exact file is restored, what is newer is set aside, and what is ol
   CHECK(Job(directory).restore({.exact_file = "ckpt-00000003.h5.superseded-1"})->step == 3);
 }
 
+// TF: Saver.testInvalidPath
 TEST_CASE("an exact file that is damaged, missing or no base name is an error, whatever else there is") {
   const auto directory = directory_with({1, 2, 3});
   directory->content(name_of(2))[77] ^= std::byte{1};
@@ -176,6 +179,7 @@ TEST_CASE("what a job wrote after it had lost the directory is passed over") {
   CHECK(directory->exists("ckpt-00000030.h5.superseded-1"));
 }
 
+// TF: Sharded.testBasics
 TEST_CASE("all ranks hold the restored values, with arenas of their own or shared in a node") {
   for (const int ranks : {1, 2, 3, 5}) {
     for (const bool own_arenas : {true, false}) {

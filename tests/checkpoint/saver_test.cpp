@@ -30,6 +30,8 @@ std::vector<std::string> names_in(Directory& directory) {
 
 using Names = std::vector<std::string>;
 
+// TF: Saver.testSaveWithGlobalStep, MaxToKeep.testNoMetaGraph, CheckpointManager.testCustomNumbering
+// TF: CheckpointSaverHook.test_save_graph_def, CheckpointSaverHook.test_save_graph_def_false
 TEST_CASE("a save leaves one verified checkpoint and a state file, and says so") {
   const auto directory = std::make_shared<MemoryDirectory>();
   Job job(directory);
@@ -88,6 +90,7 @@ TEST_CASE("what is saved is the state at the call, whatever training does meanwh
   CHECK(CheckpointFile(*job.directory, "ckpt-00000006.h5").digest() == SmallModel::digest_at(6));
 }
 
+// TF: Saver.testBasic, CheckpointState.testAbsPath
 TEST_CASE("a save on a real thread and a real disk is durable after wait") {
   const auto folder =
       std::filesystem::temp_directory_path() / ("lockstep-saver-" + std::to_string(SystemIdentity().nonce()));
@@ -109,6 +112,9 @@ TEST_CASE("a save on a real thread and a real disk is durable after wait") {
   std::filesystem::remove_all(folder);
 }
 
+// TF: MaxToKeep.testNonSharded, MaxToKeep.testNoMaxToKeep, CheckpointManager.testDeletion
+// TF: CheckpointManager.testKeepAll, CheckpointManager.testSaveRestoreState
+// TF: CheckpointManager.testContinueFromUnmanaged
 TEST_CASE("the newest max_to_keep stay, the rest goes, across restarts and when the number is lowered") {
   const auto directory = std::make_shared<MemoryDirectory>();
   const auto steps = [&] {
@@ -134,8 +140,10 @@ TEST_CASE("the newest max_to_keep stay, the rest goes, across restarts and when 
   Job all(directory, {.max_to_keep = 0});
   for (int step = 7; step < 20; ++step) CHECK(all.save(step * 10).ok());
   CHECK(steps().size() == 14);
+  CHECK(all.saver().checkpoints().size() == 14);
 }
 
+// TF: KeepCheckpointEveryNHours.testNonSharded
 TEST_CASE("one checkpoint every n hours stays for good, also when jobs and the state file come and go") {
   for (const bool lose_state : {false, true}) {
     CAPTURE(lose_state);
@@ -222,6 +230,7 @@ TEST_CASE("a job that has lost the directory publishes nothing more") {
   CHECK(scan_checkpoints(*directory, "ckpt").size() == 1);
 }
 
+// TF: Saver.testSomeErrors
 TEST_CASE("options that make no sense are refused") {
   const auto directory = std::make_shared<MemoryDirectory>();
   CHECK_THROWS_AS(Job(directory, {.max_to_keep = -1}).saver(), UsageError);
@@ -313,6 +322,7 @@ TEST_CASE(
   CHECK(points > 200);
 }
 
+// TF: CheckpointState.testUpdateCheckpointState
 TEST_CASE("a call that fails costs at most one save, and no earlier checkpoint") {
   for (const int code : {ENOSPC, EIO, EDQUOT, EROFS}) {
     for (long n = 1;; ++n) {

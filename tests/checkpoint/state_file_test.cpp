@@ -33,6 +33,8 @@ ParsedStateFile parse(const std::string& text) {
   return parse_state_file(std::as_bytes(std::span(text)));
 }
 
+// TF: CheckpointState.testAllModelCheckpointPaths
+// TF: CheckpointState.testUpdateCheckpointStateSaveRelativePaths
 TEST_CASE("a state file says what was written, with relative names only") {
   const std::string text = to_json(example());
   CHECK(parse(text).state == example());
@@ -77,6 +79,7 @@ TEST_CASE("names outside the directory and numbers out of range make a state fil
   CHECK_FALSE(parse(std::string(1'000'000, '[')).state);
 }
 
+// TF: RecoverLastCheckpoints.test_recover_last_checkpoints
 TEST_CASE("a lost, torn or lying state file is rebuilt from the directory") {
   const auto directory = std::make_shared<MemoryDirectory>();
   Job job(directory);

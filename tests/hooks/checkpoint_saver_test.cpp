@@ -211,6 +211,7 @@ TEST_CASE("2 s from the first run on: saves at 1, 3, 6 and at the end, each hear
 }
 
 // TF: CheckpointSaverHook.test_save_checkpoint_before_first_train_step
+// TF: CheckpointManager.testCheckpointInterval
 TEST_CASE("saves at 0, N and 2N") {
   Fixture f({.save_steps = 2});
   f.create();
@@ -228,6 +229,7 @@ TEST_CASE("saves when seconds have passed since the last save") {
   CHECK(f.saved() == Steps{0, 3, 6});
 }
 
+// TF: CheckpointManager.testCheckpointIntervalWithRestore
 TEST_CASE("a restored step is not saved again, and counts as the first of the interval") {
   Fixture f({.save_steps = 3});
   f.create(4, 4);

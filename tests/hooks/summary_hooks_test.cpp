@@ -116,6 +116,7 @@ TEST_CASE("a counter and a summary need an interval above 0") {
 
 // TF: SummarySaverHook.test_save_steps
 // TF: SummarySaverHook.test_multiple_summaries
+// TF: SummarySaverHook.test_raise_when_scaffold_and_summary_op_both_missing
 TEST_CASE("30 steps with N = 8 write all values at 1, 9, 17, 25, after a mark where the run begins") {
   SummarySaverHook hook(8);
   const auto events = written(hook, 30, 1.0);

@@ -20,7 +20,7 @@ inline std::shared_ptr<StopAtStepHook> last_step(std::int64_t step) {
 
 // --- saving, restoring, stopping ---
 
-// test_saving_restoring_checkpoint
+// TF: MonitoredTrainingSession.test_saving_restoring_checkpoint
 inline void check_saving_and_restoring(const Communicator& world) {
   const SharedFolder folder(world);
   {
@@ -97,7 +97,7 @@ inline void check_initial_values_reach_all(const Communicator& world) {
   }
 }
 
-// test_save_checkpoint_steps, test_save_checkpoint_secs
+// TF: MonitoredTrainingSession.test_save_checkpoint_steps, MonitoredTrainingSession.test_save_checkpoint_secs
 inline void check_intervals(const Communicator& world) {
   for (const bool by_seconds : {false, true}) {
     const SharedFolder folder(world);
@@ -118,7 +118,7 @@ inline void check_intervals(const Communicator& world) {
   }
 }
 
-// test_custom_saving
+// TF: MonitoredTrainingSession.test_custom_saving
 inline void check_no_default_saver(const Communicator& world) {
   const SharedFolder folder(world);
   const auto chief_only = std::make_shared<Recorder>();
@@ -161,7 +161,7 @@ inline void check_a_saver_of_ones_own(const Communicator& world) {
   CHECK(contains(error, "has nowhere to save to; set checkpoint_dir"));
 }
 
-// test_summaries_steps, test_summaries_secs
+// TF: MonitoredTrainingSession.test_summaries_steps, MonitoredTrainingSession.test_summaries_secs
 inline void check_summaries(const Communicator& world) {
   for (const bool by_seconds : {false, true}) {
     const SharedFolder folder(world);
@@ -190,7 +190,8 @@ inline void check_summaries(const Communicator& world) {
   }
 }
 
-// test_last_step, test_num_steps; and the stop test before the first step
+// TF: MonitoredSession.test_last_step, MonitoredSession.test_num_steps
+// And the stop test before the first step.
 inline void check_stops(const Communicator& world) {
   const SharedFolder folder(world);
   const auto launch = [&](std::shared_ptr<SessionRunHook> stop, std::int64_t expected) {
@@ -446,7 +447,8 @@ inline void check_errors_without_gradients(const Communicator& world) {
   }
 }
 
-// testRegularExceptionPassThroughRun: a type of the program's own passes through on the rank that threw it.
+// TF: MonitoredSession.test_regular_exception_pass_through_run
+// A type of the program's own passes through on the rank that threw it.
 inline void check_foreign_exceptions(const Communicator& world) {
   struct Odd {};
   for (int who = 0; who < world.size(); ++who) {

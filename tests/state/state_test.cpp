@@ -152,6 +152,7 @@ TEST_CASE("a name that is no path of plain parts is refused") {
   CHECK(refusal([&] { state.parameter("block-1/dense_2/w.0", {1}); }).empty());
 }
 
+// TF: Saver.testSameName
 TEST_CASE("a name given twice, or that is the folder of another, is refused") {
   State state;
   state.parameter("a/b", {1});

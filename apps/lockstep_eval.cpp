@@ -37,6 +37,7 @@ struct EvalOptions {
   std::string checkpoint;
   std::int64_t wait_for_step = 0;
   double max_wait_secs = 7200;
+  std::string key_file;
   std::string split = "test";
   std::string kernels;  ///< empty: those of the checkpoint
   std::string report;
@@ -52,7 +53,8 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
       "wait_for_step", po::value(&o.wait_for_step)->default_value(0),
       "wait until the training has saved this step or a later one; 0: do not wait")(
       "max_wait_secs", po::value(&o.max_wait_secs)->default_value(o.max_wait_secs),
-      "for how long; 0: no limit")(
+      "for how long; 0: no limit")("key_file", po::value(&o.key_file),
+                                   "read only what was signed with this secret")(
       "dataset", po::value(&o.data.dataset)->default_value(o.data.dataset),
       "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
       "data_dir", po::value(&o.data.data_dir), "where the data set lies")(
@@ -115,7 +117,8 @@ CheckpointFile choose(const EvalOptions& options, FileSystem& files, const Log& 
   if (directory == nullptr) {
     throw DataError(fmt::format("checkpoint_dir '{}' is not a directory", options.checkpoint_dir));
   }
-  if (options.checkpoint.empty()) return open_checkpoint(files, options.checkpoint_dir, log);
+  const auto key = load_key(files, options.key_file);
+  if (options.checkpoint.empty()) return open_checkpoint(files, options.checkpoint_dir, log, key.get());
   if (!is_plain_name(options.checkpoint)) {
     throw UsageError(
         fmt::format("--checkpoint '{}' is not the name of a file in checkpoint_dir", options.checkpoint));
@@ -124,7 +127,7 @@ CheckpointFile choose(const EvalOptions& options, FileSystem& files, const Log& 
     throw DataError(fmt::format("there is no '{}' in '{}'; lockstep-inspect lists what there is",
                                 options.checkpoint, options.checkpoint_dir));
   }
-  return {*directory, options.checkpoint};
+  return {*directory, options.checkpoint, key.get()};
 }
 
 std::string required(const CheckpointFile& file, const std::string& key) {

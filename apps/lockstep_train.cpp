@@ -11,7 +11,9 @@
 #include <nlohmann/json.hpp>
 #include <sched.h>
 
+#include <lockstep/base/mac.hpp>
 #include <lockstep/base/signals.hpp>
+#include <lockstep/checkpoint/restore.hpp>
 #include <lockstep/data/image_dataset.hpp>
 #include <lockstep/hooks/early_stopping.hpp>
 #include <lockstep/hooks/nan_tensor.hpp>
@@ -21,6 +23,7 @@
 #include <lockstep/train/evaluator.hpp>
 #include <lockstep/train/trainer.hpp>
 
+#include "checkpoint_choice.hpp"
 #include "program.hpp"
 #include "progress_hook.hpp"
 #include "setup.hpp"
@@ -135,6 +138,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   session.checkpoint_dir = options.checkpoint_dir;
   session.scaffold.saver.max_to_keep = options.max_to_keep;
   session.scaffold.saver.keep_checkpoint_every_n_hours = options.keep_checkpoint_every_n_hours;
+  if (!options.keep_best.empty()) session.scaffold.saver.keep_best = parse_keep_best(options.keep_best);
   session.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, last_step),
                    std::make_shared<NanTensorHook>()};
   if (options.early_stopping_patience > 0) {
@@ -263,7 +267,14 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
 
   MonitoredTrainingSessionOptions session_options =
       make_session_options(options, machine, batch, last_step, log);
-  session_options.scaffold.init_fn = [&](State& fresh) { model.initialize(fresh, options.seed); };
+  std::shared_ptr<const MacKey> key;
+  on_chief(comm, "the chief to read its key", [&] { key = load_key(*machine.files, options.key_file); });
+  session_options.scaffold.saver.key = key;
+  session_options.scaffold.init_fn = [&](State& fresh) {
+    model.initialize(fresh, options.seed);
+    if (options.init_from.empty()) return;
+    init_from_checkpoint(*machine.files, options.init_from, options.init_tensors, fresh, log, key.get());
+  };
   if (comm.is_chief()) {
     session_options.chief_only_hooks = {std::make_shared<ProgressHook>(last_step, batch.global_batch)};
   }

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/retention.hpp>
 
 #include "usage.hpp"
 
@@ -20,8 +21,7 @@ namespace po = boost::program_options;
 constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
 
 /// Options of the design that this version does not have: refused by name, not accepted and ignored.
-const std::vector<std::string_view> kNotYet = {"bucket_bytes", "keep_best", "key_file",
-                                               "stop_grace_period_secs"};
+const std::vector<std::string_view> kNotYet = {"bucket_bytes", "stop_grace_period_secs"};
 
 template <class T>
 void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
@@ -116,6 +116,10 @@ void check(const TrainOptions& o) {
   if (o.fresh && !o.restore_from.empty()) {
     throw UsageError("--fresh and --restore_from are both given; a fresh run restores nothing");
   }
+  if (!o.keep_best.empty()) parse_keep_best(o.keep_best);
+  if (o.init_from.empty() != o.init_tensors.empty()) {
+    throw UsageError("--init_from and --init_tensors go together: a checkpoint, and what to take from it");
+  }
   if (o.checkpoint_dir.empty() && (o.fresh || !o.restore_from.empty())) {
     throw UsageError("--fresh and --restore_from speak of checkpoints; give --checkpoint_dir too");
   }
@@ -189,6 +193,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   int shard_optimizer = 0;
   int threads = 1;
   std::vector<std::string> allow_change;
+  std::vector<std::string> init_tensors;
   std::int64_t last_step = 0;
   std::int64_t epochs = 0;
 
@@ -244,8 +249,16 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "save_checkpoint_steps", po::value(&o.save_checkpoint_steps)->default_value(0), "")(
       "max_to_keep", po::value(&o.max_to_keep)->default_value(o.max_to_keep), "checkpoints; 0: all")(
       "keep_checkpoint_every_n_hours", po::value(&o.keep_checkpoint_every_n_hours)->default_value(0),
-      "beside these")("restore_from", po::value(&o.restore_from),
-                      "go on from this checkpoint of the directory, not the newest")(
+      "beside these")("keep_best", po::value(&o.keep_best),
+                      "METRIC:K, such as loss:3: the K best stay, too; name:K:max where high is good")(
+      "key_file", po::value(&o.key_file),
+      "sign checkpoints with this secret (16 bytes or more, mode 0600), and go on only from what was signed "
+      "with it")("init_from", po::value(&o.init_from),
+                 "a new run starts with values of this checkpoint file, those that init_tensors names")(
+      "init_tensors", po::value(&init_tensors),
+      "such as /model/dense0/weight, or all of a folder: /model/dense0/; may be repeated")(
+      "restore_from", po::value(&o.restore_from),
+      "go on from this checkpoint of the directory, not the newest")(
       "fresh", po::bool_switch(&o.fresh), "set the directory's checkpoints aside and begin anew")(
       "allow_change", po::value(&allow_change),
       "a setting that may differ from the checkpoint's (learning_rate, schedule); may be repeated")(
@@ -323,6 +336,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   if (o.optimizer == "adamw" && values["weight_decay"].defaulted()) o.weight_decay = 0.01;
   if (values.count("last_step") != 0) o.last_step = last_step;
   if (values.count("epochs") != 0) o.epochs = epochs;
+  o.init_tensors = init_tensors;
   o.allow_change.insert(allow_change.begin(), allow_change.end());
   check_word("precision", precision, {"f32"}, {"bf16"});
   check_word("gradient_dtype", gradient_dtype, {"f32"}, {"bf16"});

@@ -43,6 +43,10 @@ struct TrainOptions {
   std::int64_t save_checkpoint_steps = 0;
   int max_to_keep = 5;
   double keep_checkpoint_every_n_hours = 0;
+  std::string keep_best;
+  std::string key_file;
+  std::string init_from;
+  std::vector<std::string> init_tensors;
   std::string summary_dir;
   std::int64_t save_summaries_steps = 100;
   double save_summaries_secs = 0;

@@ -50,7 +50,13 @@ class PosixWritableFile final : public WritableFile {
       if (written < 0) throw FileError("write", path_, errno);
       if (written == 0) throw FileError("write", path_, ENOSPC);
       bytes = bytes.subspan(static_cast<std::size_t>(written));
+      written_ += written;
     }
+  }
+
+  void start_writing_back() override {
+    ::sync_file_range(fd_.get(), handed_on_, written_ - handed_on_, SYNC_FILE_RANGE_WRITE);
+    handed_on_ = written_;
   }
 
   void sync() override {
@@ -66,6 +72,8 @@ class PosixWritableFile final : public WritableFile {
  private:
   Descriptor fd_;
   std::filesystem::path path_;
+  off_t written_ = 0;
+  off_t handed_on_ = 0;  // up to here the kernel was asked to write back
 };
 
 class PosixReadableFile final : public ReadableFile {
@@ -76,9 +84,15 @@ class PosixReadableFile final : public ReadableFile {
     // A pipe or folder in a file's place would block or make no sense.
     if (!S_ISREG(status.st_mode)) throw FileError("read (not a plain file)", path_, EINVAL);
     size_ = static_cast<std::uint64_t>(status.st_size);
+    others_may_read_ = (status.st_mode & (S_IRGRP | S_IROTH)) != 0;
   }
 
   std::uint64_t size() const override { return size_; }
+  bool others_may_read() const override { return others_may_read_; }
+
+  void expect_reading(std::uint64_t offset) override {
+    ::posix_fadvise(fd_.get(), static_cast<off_t>(offset), 0, POSIX_FADV_SEQUENTIAL);
+  }
 
   std::size_t read(std::uint64_t offset, std::span<std::byte> bytes) override {
     std::size_t done = 0;
@@ -98,6 +112,7 @@ class PosixReadableFile final : public ReadableFile {
   Descriptor fd_;
   std::filesystem::path path_;
   std::uint64_t size_ = 0;
+  bool others_may_read_ = false;
 };
 
 void check_base_name(const std::string& name) {
@@ -205,6 +220,12 @@ class PosixDirectory final : public Directory {
     struct statvfs status {};
     if (::fstatvfs(fd_.get(), &status) != 0) throw FileError("examine", path_, errno);
     return std::uint64_t{status.f_bavail} * status.f_frsize;
+  }
+
+  bool others_may_write() override {
+    struct stat status {};
+    if (::fstat(fd_.get(), &status) != 0) throw FileError("examine", path_, errno);
+    return (status.st_mode & (S_IWGRP | S_IWOTH)) != 0 && (status.st_mode & S_ISVTX) == 0;
   }
 
  private:

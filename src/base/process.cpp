@@ -51,6 +51,12 @@ std::string SystemIdentity::job_id() const {
   return job == nullptr ? "" : std::string("slurm-") + job;
 }
 
+std::int64_t SystemIdentity::job_restarts() const {
+  // Not set in a job's first run.
+  const char* count = std::getenv("SLURM_RESTART_COUNT");
+  return count == nullptr ? 0 : std::strtoll(count, nullptr, 10);
+}
+
 std::uint64_t SystemIdentity::nonce() {
   std::uint64_t value = 0;
   if (::getrandom(&value, sizeof value, 0) == static_cast<ssize_t>(sizeof value)) return value;

@@ -32,8 +32,9 @@ constexpr std::uint64_t kMaxLockBytes = 64 << 10;
 std::string to_json(const LockHolder& holder) {
   const json document = {{"host", holder.host},   {"boot_id", holder.boot_id},
                          {"pid", holder.pid},     {"start_time", holder.start_time},
-                         {"job", holder.job},     {"since", holder.since},
-                         {"token", holder.token}, {"nonce", holder.nonce}};
+                         {"job", holder.job},     {"restarts", holder.restarts},
+                         {"since", holder.since}, {"token", holder.token},
+                         {"nonce", holder.nonce}};
   return document.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
@@ -46,6 +47,7 @@ std::optional<LockHolder> parse(const std::string& text) {
     holder.pid = document.at("pid").get<std::int64_t>();
     holder.start_time = document.at("start_time").get<std::uint64_t>();
     holder.job = document.at("job").get<std::string>();
+    holder.restarts = document.at("restarts").get<std::int64_t>();
     holder.since = document.at("since").get<double>();
     holder.token = document.at("token").get<std::uint64_t>();
     holder.nonce = document.at("nonce").get<std::string>();
@@ -127,6 +129,13 @@ class DirectoryLock::Waiting {
       return true;
     }
     if (holder && holder->host == lock_.self_.host) return is_dead_here(*holder, now);
+    // The batch system starts a job again when nothing of it runs any more.
+    if (holder && !holder->job.empty() && holder->job == lock_.self_.job &&
+        holder->restarts < lock_.self_.restarts) {
+      tell(fmt::format("the last owner ({}) was this job before it was started again; taking over",
+                       describe(*holder)));
+      return true;
+    }
     return is_dead_elsewhere(holder, now);
   }
 
@@ -200,6 +209,7 @@ DirectoryLock::DirectoryLock(std::shared_ptr<Directory> directory, Clock& clock,
   self_.pid = identity.pid();
   self_.start_time = identity.start_time(self_.pid).value_or(0);
   self_.job = identity.job_id();
+  self_.restarts = identity.job_restarts();
   self_.nonce = fmt::format("{:016x}", identity.nonce());
   acquire();
   for (beat(); !held(); beat()) {  // slept for so long that another has come

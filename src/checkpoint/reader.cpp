@@ -236,18 +236,18 @@ bool same_kind(const Entry& stored, const Entry& wanted) {
 
 }  // namespace
 
-CheckpointFile::CheckpointFile(Directory& directory, const std::string& name, std::uint64_t limit)
-    : CheckpointFile(*directory.open(name), name, limit) {}
+CheckpointFile::CheckpointFile(Directory& directory, const std::string& name, const MacKey* key,
+                               std::uint64_t limit)
+    : CheckpointFile(*directory.open(name), name, key, limit) {}
 
-CheckpointFile::CheckpointFile(ReadableFile& file, const std::string& name, std::uint64_t limit)
-    : name_(name), content_(read_verified(file, name, limit)) {
+CheckpointFile::CheckpointFile(ReadableFile& file, const std::string& name, const MacKey* key,
+                               std::uint64_t limit)
+    : name_(name), content_(read_verified(file, name, limit, key)) {
   read_structure();
 }
 
 void CheckpointFile::read_structure() {
-  entries_ =
-      StructureReader(name_, {content_.bytes.get(), static_cast<std::size_t>(content_.trailer.image_bytes)})
-          .read();
+  entries_ = StructureReader(name_, content_.bytes.bytes()).read();
   const Entry* step = find("/session/global_step");
   if (step == nullptr) return;
   std::int64_t value = 0;
@@ -297,6 +297,42 @@ std::vector<std::string> restore_into(const CheckpointFile& file, std::span<cons
     }
   }
   return differences.allowed();
+}
+
+std::size_t restore_part(const CheckpointFile& file, std::span<const Entry> entries,
+                         const std::vector<std::string>& names) {
+  if (names.empty()) throw UsageError("no tensor is named; list what is to be taken from the checkpoint");
+  std::map<std::string_view, const Entry*> chosen;
+  std::vector<std::string> problems;
+  for (const std::string& name : names) {
+    if (!name.starts_with("/model/") && !name.starts_with("/slots/") && !name.starts_with("/buffers/")) {
+      throw UsageError(
+          fmt::format("'{}' is no tensor; names begin with /model/, /slots/ or /buffers/", name));
+    }
+    bool found = false;
+    for (const Entry& wanted : entries) {
+      if (wanted.path != name && !(name.ends_with('/') && wanted.path.starts_with(name))) continue;
+      found = true;
+      if (!chosen.emplace(wanted.path, &wanted).second) continue;
+      const Entry* stored = file.find(wanted.path);
+      if (stored == nullptr) {
+        problems.push_back(
+            fmt::format("missing '{}' (the model expects {})", wanted.path, described(wanted)));
+      } else if (!same_kind(*stored, wanted)) {
+        problems.push_back(fmt::format("different '{}': {} (the model expects {})", wanted.path,
+                                       described(*stored), described(wanted)));
+      }
+    }
+    if (!found) problems.push_back(fmt::format("the model has no '{}'", name));
+  }
+  if (!problems.empty()) {
+    throw EnvironmentError(fmt::format("checkpoint {} cannot give what is asked for:\n  {}", file.name(),
+                                       fmt::join(problems, "\n  ")));
+  }
+  for (const auto& [path, wanted] : chosen) {
+    std::memcpy(wanted->data, file.find(path)->data, wanted->bytes());
+  }
+  return chosen.size();
 }
 
 }  // namespace lockstep

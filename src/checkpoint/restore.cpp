@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
-#include <map>
 #include <memory>
 #include <span>
 #include <utility>
@@ -10,10 +9,10 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/latest.hpp>
 #include <lockstep/checkpoint/reader.hpp>
 #include <lockstep/checkpoint/restore.hpp>
 #include <lockstep/checkpoint/state_file.hpp>
-#include <lockstep/checkpoint/trailer.hpp>
 
 namespace lockstep {
 namespace {
@@ -25,18 +24,14 @@ class Search {
  public:
   Search(Directory& directory, const State& state, const RestoreOptions& options)
       : directory_(directory), entries_(state.entries()), options_(options) {
-    const ParsedStateFile hint = read_state_file(directory);
-    found_ = scan_checkpoints(directory, options.basename);
-    if (hint.state) {
-      for (const CheckpointRecord& record : hint.state->checkpoints) add_hinted(record);
-      hinted_ = hint.state->checkpoints.size();
-    }
-    std::ranges::sort(found_, std::greater{}, &FoundCheckpoint::name);
+    const Candidates candidates = find_candidates(directory, options.basename);
+    found_ = candidates.all;
+    listed_ = candidates.listed;
   }
 
   std::optional<Restored> run() {
     if (options_.fresh) {
-      for (const FoundCheckpoint& checkpoint : found_) superseded_.push_back(checkpoint.file);
+      for (const Candidate& candidate : found_) superseded_.push_back(candidate.checkpoint.file);
       // First: a job killed in between must not leave a state file that names what is no longer there.
       forget_state_file();
       set_aside();
@@ -48,25 +43,16 @@ class Search {
     }
     if (options_.exact_file) return restore_exact(*options_.exact_file);
     if (found_.empty()) return nothing_found();
-    read_tokens();
-    std::vector<FoundCheckpoint> overtaken;
-    for (const FoundCheckpoint& candidate : found_) {
-      if (const auto* later = overtaken_by(candidate)) {
-        options_.log.warn(
-            fmt::format("passing over {}: a job wrote it after it had lost the directory to the one that "
-                        "wrote {}",
-                        candidate.file, later->file));
-        overtaken.push_back(candidate);
-        continue;
-      }
-      if (auto restored = try_restore(candidate)) {
-        for (const FoundCheckpoint& passed : overtaken) superseded_.push_back(passed.file);
+    for (const Candidate& candidate : found_) {
+      if (candidate.overtaken.empty()) continue;
+      options_.log.warn(fmt::format("passing over {}: {}", candidate.checkpoint.file, candidate.overtaken));
+    }
+    // Those that were overtaken come last: better the work of such a job than none.
+    for (const Candidate& candidate : found_) {
+      if (auto restored = try_restore(candidate.checkpoint)) {
+        if (candidate.overtaken.empty()) set_overtaken_aside();
         return finish(std::move(*restored));
       }
-    }
-    // Better the work of a job that was overtaken than none.
-    for (const FoundCheckpoint& candidate : overtaken) {
-      if (auto restored = try_restore(candidate)) return finish(std::move(*restored));
     }
     throw DataError(
         fmt::format("none of the {} checkpoints in '{}' can be used:\n  {}\nrestore them from a copy, or "
@@ -76,21 +62,18 @@ class Search {
   }
 
  private:
-  /// A directory on a network file system may not list yet what it has; a look-up by name sees it.
-  void add_hinted(const CheckpointRecord& record) {
-    const auto name = parse_file_name(options_.basename, record.file);
-    const bool known = std::ranges::any_of(
-        found_, [&](const FoundCheckpoint& checkpoint) { return checkpoint.file == record.file; });
-    if (name && !known && directory_.exists(record.file))
-      found_.push_back({*name, record.file, record.bytes});
+  void set_overtaken_aside() {
+    for (const Candidate& candidate : found_) {
+      if (!candidate.overtaken.empty()) superseded_.push_back(candidate.checkpoint.file);
+    }
   }
 
   std::optional<Restored> nothing_found() const {
-    if (hinted_ > 0) {
+    if (listed_ > 0) {
       throw DataError(
           fmt::format("'{}' names {} checkpoints and none of them is in '{}'; bring them back, or give "
                       "--fresh to start anew",
-                      kStateFileName, hinted_, directory_.path().string()));
+                      kStateFileName, listed_, directory_.path().string()));
     }
     for (const DirectoryEntry& entry : directory_.list()) {
       if (!entry.name.ends_with(".h5") && !is_set_aside(entry.name)) continue;
@@ -107,41 +90,20 @@ class Search {
     if (!is_plain_name(name)) {
       throw UsageError(fmt::format("'{}' is not the name of a file in the checkpoint directory", name));
     }
-    const CheckpointFile file(directory_, name);
+    const CheckpointFile file(directory_, name, options_.key.get());
     allowed_ = restore_into(file, entries_, options_.allow_change);
     // A name that was set aside, or any other, counts as older than the canonical one of its step.
     const auto parsed = parse_file_name(options_.basename, name);
     const CheckpointName own = parsed.value_or(CheckpointName{file.step(), -1});
-    for (const FoundCheckpoint& checkpoint : found_) {
+    for (const auto& [checkpoint, overtaken] : found_) {
       if (checkpoint.name > own && checkpoint.file != name) superseded_.push_back(checkpoint.file);
     }
     return finish({file.step(), name});
   }
 
-  void read_tokens() {
-    for (const FoundCheckpoint& checkpoint : found_) {
-      try {
-        tokens_[checkpoint.file] = read_trailer(*directory_.open(checkpoint.file), checkpoint.file).token;
-      } catch (const Error&) {
-        // Told when its turn comes.
-      }
-    }
-  }
-
-  /// An older checkpoint by a later owner of the directory, or null.
-  const FoundCheckpoint* overtaken_by(const FoundCheckpoint& candidate) const {
-    const auto own = tokens_.find(candidate.file);
-    if (own == tokens_.end()) return nullptr;
-    for (const FoundCheckpoint& other : found_) {
-      const auto token = tokens_.find(other.file);
-      if (other.name < candidate.name && token != tokens_.end() && token->second > own->second) return &other;
-    }
-    return nullptr;
-  }
-
   std::optional<Restored> try_restore(const FoundCheckpoint& candidate) {
     try {
-      const CheckpointFile file(directory_, candidate.file);
+      const CheckpointFile file(directory_, candidate.file, options_.key.get());
       if (file.step() != candidate.name.step) {
         throw DataError(fmt::format("{} holds step {}: it was renamed", candidate.file, file.step()));
       }
@@ -199,9 +161,8 @@ class Search {
   Directory& directory_;
   std::vector<Entry> entries_;
   const RestoreOptions& options_;
-  std::vector<FoundCheckpoint> found_;  // newest first
-  std::size_t hinted_ = 0;
-  std::map<std::string, std::uint64_t> tokens_;
+  std::vector<Candidate> found_;  // newest first
+  std::size_t listed_ = 0;
   std::vector<std::string> damaged_;
   std::vector<std::string> superseded_;
   std::vector<std::string> reasons_;
@@ -230,6 +191,16 @@ void broadcast_pieces(const Communicator& comm, const Entry& entry) {
 }
 
 }  // namespace
+
+void init_from_checkpoint(FileSystem& files, const std::filesystem::path& path,
+                          const std::vector<std::string>& names, State& state, const Log& log,
+                          const MacKey* key) {
+  const auto file = files.open_file(path);
+  const CheckpointFile checkpoint(*file, path.filename().string(), key);
+  const std::size_t count = restore_part(checkpoint, state.entries(), names);
+  log.info(fmt::format("{} tensors start with the values of {} (step {})", count, path.string(),
+                       checkpoint.step()));
+}
 
 std::optional<Restored> restore_latest(const Communicator& comm, Directory* directory, State& state,
                                        const RestoreOptions& options) {

@@ -15,7 +15,8 @@
 namespace lockstep {
 namespace {
 
-constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+constexpr std::size_t kPieceBytes = std::size_t{256} << 10;    // stays in the second-level cache
+constexpr std::size_t kWriteBackBytes = std::size_t{8} << 20;  // the disk works while the rest is digested
 
 SaverOptions checked(SaverOptions options) {
   if (options.max_to_keep < 0) {
@@ -61,13 +62,30 @@ Saver::Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, S
       log_(std::move(log)),
       token_(token),
       identity_(identity) {
+  for (const Entry& entry : image_.entries()) {
+    if (entry.path == "/session/global_step")
+      global_step_ = reinterpret_cast<const std::int64_t*>(entry.data);
+  }
   state_ = load_state(*directory_, options_.basename, log_);
   if (state_.checkpoints.empty()) state_.last_preserved = clock_.wall_seconds();
   remove_leftovers();
+  fence();
+  if (directory_->others_may_write()) {
+    log_.warn(
+        fmt::format("'{}' can be written by other users, who can then exchange checkpoints; close it "
+                    "(chmod go-w), or sign checkpoints with a key",
+                    directory_->path().string()));
+  }
   worker_ = executor.start("saver");
 }
 
 Saver::~Saver() = default;
+
+void Saver::fence() {
+  if (token_ <= state_.token || state_.checkpoints.empty()) return;
+  state_.token = token_;
+  write_state_file(*directory_, state_);
+}
 
 void Saver::remove_leftovers() {
   for (const DirectoryEntry& entry : directory_->list()) {
@@ -87,7 +105,7 @@ void Saver::remove_leftovers() {
   }
 }
 
-void Saver::start(std::int64_t step) {
+bool Saver::start(std::int64_t step, Metric metric) {
   if (busy()) {
     log_.warn(
         fmt::format("the save of step {} is still running; training waits for it before step {} is saved",
@@ -95,17 +113,21 @@ void Saver::start(std::int64_t step) {
   }
   worker_->wait();
   const Seconds started = clock_.now();
-  image_.snapshot();
-  for (const Entry& entry : image_.entries()) {
-    std::int64_t value = step;
-    if (entry.path == "/session/global_step") std::memcpy(&value, entry.data, sizeof value);
-    if (value != step) {
-      throw InternalError(fmt::format("step {} is to be saved as step {}", value, step));
-    }
+  if (global_step_ != nullptr && *global_step_ != step) {
+    throw InternalError(fmt::format("step {} is to be saved as step {}", *global_step_, step));
+  }
+  if (const Entry* bad = image_.snapshot()) {
+    log_.error(
+        fmt::format("step {} is not saved: '{}' has values that are not finite; the newest checkpoint stays "
+                    "the last good one",
+                    step, bad->path));
+    return false;
   }
   running_step_ = step;
   busy_.store(true);
-  worker_->post([this, step, nonce = identity_.nonce(), started] { run(step, nonce, started); });
+  worker_->post([this, stamp = Stamp{step, token_, 0, std::move(metric)}, nonce = identity_.nonce(),
+                 started] { run(stamp, nonce, started); });
+  return true;
 }
 
 void Saver::wait() {
@@ -137,11 +159,12 @@ std::vector<CheckpointRecord> Saver::checkpoints() const {
   return state_.checkpoints;
 }
 
-void Saver::run(std::int64_t step, std::uint64_t nonce, Seconds started) noexcept {
+void Saver::run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexcept {
+  const std::int64_t step = stamp.step;
   SaveResult result;
   result.step = step;
   try {
-    result.name = publish(step, nonce);
+    result.name = publish(stamp, nonce);
     result.bytes = written_.bytes;
     result.seconds = clock_.now() - started;
     result.message = fmt::format("saved checkpoint {} (step {}, {} bytes, {:.3f} s)", result.name, step,
@@ -171,7 +194,8 @@ void Saver::run(std::int64_t step, std::uint64_t nonce, Seconds started) noexcep
   busy_.store(false);
 }
 
-std::string Saver::publish(std::int64_t step, std::uint64_t nonce) {
+std::string Saver::publish(Stamp stamp, std::uint64_t nonce) {
+  const std::int64_t step = stamp.step;
   CheckpointName name{step, 0};
   for (const FoundCheckpoint& found : scan_checkpoints(*directory_, options_.basename)) {
     if (found.name.step != step) continue;
@@ -188,7 +212,8 @@ std::string Saver::publish(std::int64_t step, std::uint64_t nonce) {
   }
   const std::string temporary = temporary_name(to_file_name(options_.basename, name), nonce);
   try {
-    write(temporary, step);
+    stamp.saved_at = clock_.wall_seconds();
+    write(temporary, stamp);
     check_owner();
     written_.file = to_file_name(options_.basename, name);
     directory_->rename(temporary, written_.file);
@@ -201,6 +226,8 @@ std::string Saver::publish(std::int64_t step, std::uint64_t nonce) {
     throw;
   }
   directory_->sync();
+  // Slept through the loss of the directory just now: what readers will not take must not be acknowledged.
+  check_owner();
   return written_.file;
 }
 
@@ -208,43 +235,46 @@ std::string Saver::publish(std::int64_t step, std::uint64_t nonce) {
 bool Saver::holds_same(const FoundCheckpoint& existing, std::int64_t step) {
   try {
     const auto file = directory_->open(existing.file);
-    const VerifiedImage stored = read_verified(*file, existing.file, image_.bytes().size());
+    const VerifiedImage stored =
+        read_verified(*file, existing.file, image_.bytes().size(), options_.key.get());
     if (stored.trailer.step != step || !std::ranges::equal(stored.image(), image_.bytes())) return false;
     // One that a later owner has passed over would be passed over by a reader, too.
     const std::lock_guard guard(mutex_);
     for (const CheckpointRecord& record : state_.checkpoints) {
       if (record.token > stored.trailer.token) return false;
     }
-    written_ = {step,
-                existing.file,
-                stored.trailer.digest.hex(),
-                stored.trailer.file_bytes,
-                stored.trailer.token,
-                stored.trailer.saved_at,
-                false};
+    written_ = record_of(existing.file, stored.trailer);
     return true;
   } catch (const Error&) {
     return false;  // damaged or unreadable: it stays, and ours gets a higher suffix
   }
 }
 
-void Saver::write(const std::string& temporary, std::int64_t step) {
-  const double saved_at = clock_.wall_seconds();
-  TrailerWriter trailer;
+void Saver::write(const std::string& temporary, const Stamp& stamp) {
+  TrailerWriter trailer(image_.index(), options_.key.get());
   const auto file = directory_->create(temporary);
+  std::size_t waiting = 0;
   for (auto rest = image_.bytes(); !rest.empty();) {
     const auto piece = rest.first(std::min(rest.size(), kPieceBytes));
     trailer.add(piece);  // just before the piece is written, so that it is read from memory once
     file->write(piece);
     rest = rest.subspan(piece.size());
+    if (waiting += piece.size(); waiting >= kWriteBackBytes) {
+      file->start_writing_back();
+      waiting = 0;
+    }
   }
-  const auto end = trailer.finish(step, token_, saved_at);
+  const auto end = trailer.finish(stamp);
   file->write(end);
   file->sync();
   file->close();
-  written_ = {step, "", trailer.digest().hex(), image_.bytes().size() + end.size(), token_, saved_at, false};
+  Trailer whole;
+  static_cast<Stamp&>(whole) = stamp;
+  whole.file_bytes = image_.bytes().size() + end.size();
+  whole.digest = trailer.digest();
+  written_ = record_of("", whole);
   if (!options_.verify_after_write) return;
-  const Trailer read_back = verify_file(*directory_->open(temporary), temporary);
+  const Trailer read_back = verify_file(*directory_->open(temporary), temporary, options_.key.get());
   if (read_back.digest != trailer.digest()) {
     throw DataError(temporary + " does not hold what was just written to it");
   }
@@ -254,8 +284,9 @@ void Saver::write(const std::string& temporary, std::int64_t step) {
 void Saver::check_owner() const {
   if (token_ == 0) return;
   const auto holder = read_lock(*directory_);
-  if (!holder || holder->token == token_) return;
-  throw EnvironmentError(fmt::format("the directory was taken over by {}", describe(*holder)));
+  if (holder && holder->token == token_) return;
+  throw EnvironmentError(holder ? fmt::format("the directory was taken over by {}", describe(*holder))
+                                : "the directory is not this job's any more: its lock is gone");
 }
 
 /// What follows an acknowledged save. Nothing here can make it fail: the state file is a hint, and what was
@@ -271,15 +302,17 @@ void Saver::retain(const std::string& current) {
       const auto last_preserved = state.last_preserved;
       state = load_state(*directory_, options_.basename, log_);
       state.last_preserved = last_preserved;
+      state.token = std::max(state.token, token_);
       rescan_ = false;
     }
     std::erase_if(state.checkpoints, [&](const CheckpointRecord& record) { return record.file == current; });
     state.checkpoints.push_back(written_);
+    state.token = std::max(state.token, token_);
     std::ranges::sort(state.checkpoints, {}, [&](const CheckpointRecord& record) {
       return parse_file_name(options_.basename, record.file);
     });
-    const RetentionPlan plan =
-        plan_retention(state, current, {options_.max_to_keep, options_.keep_checkpoint_every_n_hours});
+    const RetentionPlan plan = plan_retention(
+        state, current, {options_.max_to_keep, options_.keep_checkpoint_every_n_hours, options_.keep_best});
     {
       const std::lock_guard guard(mutex_);
       state_ = plan.state;

@@ -55,6 +55,13 @@ CheckpointRecord record_from(const json& object) {
   }
   if (!preserved.is_boolean()) throw Problem{"'preserved' is neither true nor false"};
   if (record.step < 0 || !std::isfinite(record.time)) throw Problem{"a step or time is out of range"};
+  if (const auto metric = object.find("metric"); metric != object.end() && !metric->is_null()) {
+    const json& name = member(*metric, "name");
+    if (!name.is_string() || name.get_ref<const std::string&>().size() > Metric::kMaxName) {
+      throw Problem{"the name of a metric is none"};
+    }
+    record.metric = {name.get<std::string>(), number<double>(*metric, "value")};
+  }
   record.file = file.get<std::string>();
   record.digest = digest.get<std::string>();
   record.preserved = preserved.get<bool>();
@@ -67,18 +74,38 @@ bool older(const CheckpointRecord& left, const CheckpointRecord& right, const st
 
 }  // namespace
 
+CheckpointRecord record_of(const std::string& file, const Trailer& trailer) {
+  return {trailer.step,     file,  trailer.digest.hex(), trailer.file_bytes, trailer.token,
+          trailer.saved_at, false, trailer.metric};
+}
+
+bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t token) {
+  return token < state.token && std::ranges::none_of(state.checkpoints, [&](const CheckpointRecord& record) {
+           return record.file == file;
+         });
+}
+
 std::string to_json(const StateFile& state) {
   json checkpoints = json::array();
   for (const CheckpointRecord& record : state.checkpoints) {
+    json metric = nullptr;
+    // What is not finite has no place in JSON, and is no candidate for the best.
+    if (std::isfinite(record.metric.value)) {
+      metric = {{"name", record.metric.name}, {"value", record.metric.value}};
+    }
     checkpoints.push_back({{"step", record.step},
                            {"file", record.file},
                            {"digest", record.digest},
                            {"bytes", record.bytes},
                            {"token", record.token},
                            {"time", record.time},
-                           {"preserved", record.preserved}});
+                           {"preserved", record.preserved},
+                           {"metric", std::move(metric)}});
   }
-  json document = {{"format", kFormat}, {"checkpoints", checkpoints}, {"last_preserved", nullptr}};
+  json document = {{"format", kFormat},
+                   {"token", state.token},
+                   {"checkpoints", std::move(checkpoints)},
+                   {"last_preserved", nullptr}};
   if (state.last_preserved) document["last_preserved"] = *state.last_preserved;
   if (!state.checkpoints.empty()) document["latest"] = state.checkpoints.back().file;
   return document.dump(1) + "\n";
@@ -98,6 +125,7 @@ ParsedStateFile parse_state_file(std::span<const std::byte> bytes) {
       throw Problem{fmt::format("format {} (this program reads {})", format, kFormat)};
     }
     StateFile state;
+    if (document.contains("token")) state.token = number<std::uint64_t>(document, "token");
     const json& checkpoints = member(document, "checkpoints");
     if (!checkpoints.is_array()) throw Problem{"'checkpoints' is no list"};
     for (const json& object : checkpoints) state.checkpoints.push_back(record_from(object));
@@ -157,13 +185,12 @@ StateFile load_state(Directory& directory, const std::string& basename, const Lo
       if (trailer.step != checkpoint.name.step) {
         throw DataError(fmt::format("{} holds step {}", checkpoint.file, trailer.step));
       }
-      CheckpointRecord record{trailer.step,
-                              checkpoint.file,
-                              trailer.digest.hex(),
-                              trailer.file_bytes,
-                              trailer.token,
-                              trailer.saved_at,
-                              false};
+      if (hint.state && is_fenced(*hint.state, checkpoint.file, trailer.token)) {
+        log.warn(fmt::format("{} is from a job that had lost the directory; it is left alone and not counted",
+                             checkpoint.file));
+        continue;
+      }
+      CheckpointRecord record = record_of(checkpoint.file, trailer);
       if (hint.state) {
         const auto& known = hint.state->checkpoints;
         const auto same = std::find_if(known.begin(), known.end(), [&](const CheckpointRecord& other) {
@@ -178,7 +205,10 @@ StateFile load_state(Directory& directory, const std::string& basename, const Lo
   }
   std::stable_sort(state.checkpoints.begin(), state.checkpoints.end(),
                    [&](const auto& left, const auto& right) { return older(left, right, basename); });
-  if (hint.state) state.last_preserved = hint.state->last_preserved;
+  if (hint.state) {
+    state.last_preserved = hint.state->last_preserved;
+    state.token = hint.state->token;
+  }
   return state;
 }
 

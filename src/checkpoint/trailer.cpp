@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
@@ -17,7 +18,11 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "fields are copied as they lie in memory");
 
-constexpr std::size_t kBlockBytes = std::size_t{1} << 20;
+// A page: damage is found at the granularity in which disks and memory lose things, and a tensor can be
+// named.
+constexpr std::size_t kBlockBytes = 4096;
+constexpr std::size_t kPieceBytes = std::size_t{256} << 10;  // stays in the second-level cache between uses
+constexpr std::size_t kMaxPathLength = 1024;
 constexpr std::uint32_t kVersion = 1;
 constexpr std::array<char, 8> kMagic = {'L', 'K', 'S', 'T', 'P', 'C', 'K', '\n'};
 constexpr std::size_t kChecksumBytes = sizeof(std::uint32_t);
@@ -29,12 +34,17 @@ constexpr std::size_t kTokenAt = 16;
 constexpr std::size_t kSavedAtAt = 24;  // milliseconds since 1970
 constexpr std::size_t kBlockBytesAt = 32;
 constexpr std::size_t kBlockCountAt = 36;
-constexpr std::size_t kReservedAt = 40;  // eight zeros
-constexpr std::size_t kTableCrcAt = 48;  // CRC32C of the table and the footer up to here
-constexpr std::size_t kDigestAt = 52;
-constexpr std::size_t kVersionAt = 68;
-constexpr std::size_t kMagicAt = 72;
-constexpr std::size_t kFooterBytes = 80;
+constexpr std::size_t kIndexBytesAt = 40;
+constexpr std::size_t kMetricAt = 48;
+constexpr std::size_t kMetricNameAt = 56;  // padded with zeros
+constexpr std::size_t kSignedAt = 88;      // 1: the code is there
+constexpr std::size_t kTableCrcAt = 92;    // CRC32C of table, index and the footer up to here
+constexpr std::size_t kCodeAt = 96;        // HMAC-SHA-256 of everything before it, or zeros
+constexpr std::size_t kDigestAt = 128;     // of everything before it
+constexpr std::size_t kVersionAt = 144;
+constexpr std::size_t kReservedAt = 148;
+constexpr std::size_t kMagicAt = 152;
+constexpr std::size_t kFooterBytes = 160;
 
 template <class T>
 void put(std::span<std::byte> bytes, std::size_t offset, const T& value) {
@@ -65,13 +75,51 @@ std::uint64_t blocks_of(std::uint64_t image_bytes) noexcept {
 /// A trailer that is whole, with the bytes that the digest covers.
 struct Parsed {
   Trailer trailer;
-  std::vector<std::byte> bytes;  // checksums, then footer
+  std::vector<std::byte> bytes;  // checksums, index, footer
   std::size_t blocks = 0;
 
+  std::span<const std::byte> all() const noexcept { return bytes; }
+  std::span<const std::byte> footer() const noexcept { return all().last(kFooterBytes); }
+  std::span<const std::byte> before(std::size_t field) const noexcept {
+    return all().first(bytes.size() - kFooterBytes + field);
+  }
+  std::span<const std::byte> index() const noexcept { return before(0).subspan(blocks * kChecksumBytes); }
   std::uint32_t checksum(std::size_t block) const {
     return get<std::uint32_t>(bytes, block * kChecksumBytes);
   }
 };
+
+/// What lies in a part of the image, in words; empty when the index does not say.
+std::string contents(std::span<const std::byte> index, std::uint64_t offset, std::uint64_t length) {
+  constexpr std::size_t kMostNamed = 3;
+  std::vector<std::string> names;
+  std::size_t more = 0;
+  constexpr std::size_t kFixed = 2 * sizeof(std::uint64_t) + sizeof(std::uint16_t);
+  while (index.size() >= kFixed) {
+    const auto first = get<std::uint64_t>(index, 0);
+    const auto bytes = get<std::uint64_t>(index, sizeof first);
+    const std::size_t name = get<std::uint16_t>(index, 2 * sizeof first);
+    index = index.subspan(kFixed);
+    if (name > index.size() || name > kMaxPathLength) return "";
+    if (first < offset + length && (first >= offset || bytes > offset - first)) {
+      if (names.size() < kMostNamed) {
+        names.emplace_back(reinterpret_cast<const char*>(index.data()), name);
+      } else {
+        ++more;
+      }
+    }
+    index = index.subspan(name);
+  }
+  if (names.empty()) return " (the structure of the file)";
+  return fmt::format(" (in '{}'{})", fmt::join(names, "', '"),
+                     more == 0 ? "" : fmt::format(" and {} more", more));
+}
+
+std::string text_at(std::span<const std::byte> bytes, std::size_t offset, std::size_t length) {
+  std::string text(reinterpret_cast<const char*>(bytes.data()) + offset, length);
+  text.resize(std::min(text.find('\0'), text.size()));
+  return text;
+}
 
 Parsed parse(ReadableFile& file, const std::string& name) {
   const std::uint64_t size = file.size();
@@ -91,124 +139,188 @@ Parsed parse(ReadableFile& file, const std::string& name) {
     fail(name, footer_at + kVersionAt,
          fmt::format("format version {} (this program reads {})", version, kVersion));
   }
+  // The one field that nothing covers.
+  if (get<std::uint32_t>(footer, kReservedAt) != 0) fail(name, footer_at + kReservedAt, "it should be zero");
 
   // Sizes: nothing is allocated or read by them before they fit the size of the file.
   const auto image_bytes = get<std::uint64_t>(footer, kImageBytesAt);
+  const auto index_bytes = get<std::uint64_t>(footer, kIndexBytesAt);
   const auto block_count = get<std::uint32_t>(footer, kBlockCountAt);
   if (get<std::uint32_t>(footer, kBlockBytesAt) != kBlockBytes) {
-    fail(name, footer_at + kBlockBytesAt, "the block size is not 1 MiB");
+    fail(name, footer_at + kBlockBytesAt, fmt::format("the block size is not {}", kBlockBytes));
   }
   if (image_bytes > footer_at || image_bytes == 0) {
     fail(name, footer_at + kImageBytesAt,
          fmt::format("the image should have {} bytes, the file has {}", image_bytes, size));
   }
-  if (block_count != blocks_of(image_bytes) ||
-      footer_at - image_bytes != std::uint64_t{block_count} * kChecksumBytes) {
+  if (index_bytes > footer_at - image_bytes || block_count != blocks_of(image_bytes) ||
+      footer_at - image_bytes - index_bytes != std::uint64_t{block_count} * kChecksumBytes) {
     fail(name, footer_at + kBlockCountAt,
-         fmt::format("{} checksums do not fit an image of {} bytes in a file of {}", block_count, image_bytes,
-                     size));
+         fmt::format("{} checksums and an index of {} bytes do not fit an image of {} bytes in a file of {}",
+                     block_count, index_bytes, image_bytes, size));
   }
 
   Parsed parsed;
   parsed.blocks = block_count;
-  parsed.bytes.resize(parsed.blocks * kChecksumBytes + kFooterBytes);
+  parsed.bytes.resize(static_cast<std::size_t>(size - image_bytes));
   read_exactly(file, name, image_bytes, parsed.bytes);
-  const std::span<const std::byte> all = parsed.bytes;
-  const auto own = all.last(kFooterBytes);
-  const auto covered = all.first(all.size() - kFooterBytes + kTableCrcAt);
+  const auto own = parsed.footer();
   if (std::memcmp(own.data(), footer.data(), footer.size()) != 0) {
     fail(name, footer_at, "it changes while it is read");
   }
-  if (crc32c(covered) != get<std::uint32_t>(own, kTableCrcAt)) {
-    fail(name, image_bytes, "the table of checksums does not match its own checksum");
+  if (crc32c(parsed.before(kTableCrcAt)) != get<std::uint32_t>(own, kTableCrcAt)) {
+    fail(name, image_bytes, "the table of checksums, or what follows it, does not match its own checksum");
   }
-  parsed.trailer.image_bytes = image_bytes;
-  parsed.trailer.file_bytes = size;
-  parsed.trailer.step = get<std::int64_t>(own, kStepAt);
-  parsed.trailer.token = get<std::uint64_t>(own, kTokenAt);
-  parsed.trailer.saved_at = static_cast<double>(get<std::int64_t>(own, kSavedAtAt)) / 1000.0;
-  std::memcpy(parsed.trailer.digest.bytes.data(), own.data() + kDigestAt, parsed.trailer.digest.bytes.size());
-  if (parsed.trailer.step < 0) fail(name, footer_at + kStepAt, "the step is negative");
+  Trailer& trailer = parsed.trailer;
+  trailer.image_bytes = image_bytes;
+  trailer.file_bytes = size;
+  trailer.step = get<std::int64_t>(own, kStepAt);
+  trailer.token = get<std::uint64_t>(own, kTokenAt);
+  trailer.saved_at = static_cast<double>(get<std::int64_t>(own, kSavedAtAt)) / 1000.0;
+  trailer.metric.name = text_at(own, kMetricNameAt, Metric::kMaxName);
+  if (trailer.metric.known()) trailer.metric.value = get<double>(own, kMetricAt);
+  trailer.is_signed = get<std::uint32_t>(own, kSignedAt) == 1;
+  std::memcpy(trailer.digest.bytes.data(), own.data() + kDigestAt, trailer.digest.bytes.size());
+  if (trailer.step < 0) fail(name, footer_at + kStepAt, "the step is negative");
   return parsed;
 }
 
-/// Checks the image block by block; `place(block)` gives where a block is to be read to.
+/// Checks the image piece by piece; `place(offset)` gives where a piece is to be read to.
 template <class Place>
-void check_image(ReadableFile& file, const std::string& name, const Parsed& parsed, Place place) {
+void check_image(ReadableFile& file, const std::string& name, const Parsed& parsed, const MacKey* key,
+                 Place place) {
+  const std::uint64_t footer_at = parsed.trailer.file_bytes - kFooterBytes;
+  if (key != nullptr && !parsed.trailer.is_signed) {
+    throw DataError(fmt::format("{} is not signed, and a key was given; nobody knows who wrote it", name));
+  }
+  std::optional<Mac> mac;
+  if (key != nullptr) mac.emplace(*key);
   Hasher hasher;
-  for (std::size_t block = 0; block < parsed.blocks; ++block) {
-    const std::uint64_t offset = std::uint64_t{block} * kBlockBytes;
+  std::vector<std::uint32_t> found(kPieceBytes / kBlockBytes);
+  file.expect_reading(0);
+  for (std::uint64_t at = 0; at < parsed.trailer.image_bytes; at += kPieceBytes) {
     const auto length =
-        static_cast<std::size_t>(std::min<std::uint64_t>(kBlockBytes, parsed.trailer.image_bytes - offset));
-    const std::span<std::byte> bytes(place(block), length);
-    read_exactly(file, name, offset, bytes);
-    if (crc32c(bytes) != parsed.checksum(block)) {
-      fail(name, offset, fmt::format("the {} bytes from here do not match their checksum", length));
+        static_cast<std::size_t>(std::min<std::uint64_t>(kPieceBytes, parsed.trailer.image_bytes - at));
+    const std::span<std::byte> bytes(place(at), length);
+    read_exactly(file, name, at, bytes);
+    found.resize(static_cast<std::size_t>(blocks_of(length)));
+    crc32c_blocks(bytes, kBlockBytes, found);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (found[i] == parsed.checksum(static_cast<std::size_t>(at / kBlockBytes) + i)) continue;
+      const std::uint64_t offset = at + i * kBlockBytes;
+      const std::size_t block = std::min(kBlockBytes, length - i * kBlockBytes);
+      fail(name, offset,
+           fmt::format("the {} bytes from here{} do not match their checksum", block,
+                       contents(parsed.index(), offset, block)));
     }
     hasher.update(bytes);
+    if (mac) mac->update(bytes);
   }
-  const std::span<const std::byte> trailer = parsed.bytes;
-  hasher.update(trailer.first(trailer.size() - kFooterBytes + kDigestAt));
+  hasher.update(parsed.before(kDigestAt));
   if (hasher.digest() != parsed.trailer.digest) {
-    fail(name, parsed.trailer.file_bytes - kFooterBytes + kDigestAt,
-         "the digest of the file is another, although every checksum fits");
+    fail(name, footer_at + kDigestAt, "the digest of the file is another, although every checksum fits");
+  }
+  if (!mac) return;
+  mac->update(parsed.before(kCodeAt));
+  Mac::Code code;
+  std::memcpy(code.data(), parsed.footer().data() + kCodeAt, code.size());
+  if (!Mac::equal(mac->finish(), code)) {
+    throw DataError(fmt::format("{} was signed with another key, or changed by somebody without it", name));
   }
 }
 
 }  // namespace
 
+std::vector<std::byte> build_index(std::span<const Extent> extents) {
+  std::vector<std::byte> index;
+  const auto append = [&](const void* data, std::size_t size) {
+    const auto* bytes = static_cast<const std::byte*>(data);
+    index.insert(index.end(), bytes, bytes + size);
+  };
+  for (const Extent& extent : extents) {
+    if (extent.path.size() > kMaxPathLength) throw InternalError("a path is too long for an index");
+    const auto length = static_cast<std::uint16_t>(extent.path.size());
+    append(&extent.offset, sizeof extent.offset);
+    append(&extent.bytes, sizeof extent.bytes);
+    append(&length, sizeof length);
+    append(extent.path.data(), length);
+  }
+  return index;
+}
+
+TrailerWriter::TrailerWriter(std::span<const std::byte> index, const MacKey* key) : index_(index) {
+  if (key != nullptr) mac_.emplace(*key);
+}
+
 void TrailerWriter::add(std::span<const std::byte> bytes) {
   hasher_.update(bytes);
-  while (!bytes.empty()) {
-    const auto filled = static_cast<std::size_t>(image_bytes_ % kBlockBytes);
-    if (filled == 0) checksums_.push_back(0);
+  if (mac_) mac_->update(bytes);
+  if (const auto filled = static_cast<std::size_t>(image_bytes_ % kBlockBytes); filled != 0) {
     const auto piece = bytes.first(std::min(bytes.size(), kBlockBytes - filled));
     checksums_.back() = crc32c(piece, checksums_.back());
     image_bytes_ += piece.size();
     bytes = bytes.subspan(piece.size());
   }
+  const std::size_t known = checksums_.size();
+  checksums_.resize(known + static_cast<std::size_t>(blocks_of(bytes.size())));
+  crc32c_blocks(bytes, kBlockBytes, std::span(checksums_).subspan(known));
+  image_bytes_ += bytes.size();
 }
 
-std::vector<std::byte> TrailerWriter::finish(std::int64_t step, std::uint64_t token, double saved_at) {
+std::vector<std::byte> TrailerWriter::finish(const Stamp& stamp) {
   const std::size_t table_bytes = checksums_.size() * kChecksumBytes;
-  std::vector<std::byte> trailer(table_bytes + kFooterBytes);
+  const std::size_t footer_at = table_bytes + index_.size();
+  std::vector<std::byte> trailer(footer_at + kFooterBytes);
   std::memcpy(trailer.data(), checksums_.data(), table_bytes);
-  const auto footer = std::span(trailer).subspan(table_bytes);
+  std::ranges::copy(index_, trailer.begin() + static_cast<std::ptrdiff_t>(table_bytes));
+  const auto footer = std::span(trailer).subspan(footer_at);
   put(footer, kImageBytesAt, image_bytes_);
-  put(footer, kStepAt, step);
-  put(footer, kTokenAt, token);
-  put(footer, kSavedAtAt, static_cast<std::int64_t>(std::llround(saved_at * 1000.0)));
+  put(footer, kStepAt, stamp.step);
+  put(footer, kTokenAt, stamp.token);
+  put(footer, kSavedAtAt, static_cast<std::int64_t>(std::llround(stamp.saved_at * 1000.0)));
   put(footer, kBlockBytesAt, static_cast<std::uint32_t>(kBlockBytes));
   put(footer, kBlockCountAt, static_cast<std::uint32_t>(checksums_.size()));
-  put(footer, kReservedAt, std::uint64_t{0});
-  put(footer, kTableCrcAt, crc32c(std::span(trailer).first(table_bytes + kTableCrcAt)));
-  hasher_.update(std::span<const std::byte>(trailer).first(table_bytes + kDigestAt));
+  put(footer, kIndexBytesAt, std::uint64_t{index_.size()});
+  if (stamp.metric.name.size() > Metric::kMaxName) throw InternalError("the name of a metric is too long");
+  if (stamp.metric.known()) put(footer, kMetricAt, stamp.metric.value);
+  std::memcpy(footer.data() + kMetricNameAt, stamp.metric.name.data(), stamp.metric.name.size());
+  put(footer, kSignedAt, std::uint32_t{mac_ ? 1U : 0U});
+  const std::span<const std::byte> all(trailer);
+  put(footer, kTableCrcAt, crc32c(all.first(footer_at + kTableCrcAt)));
+  if (mac_) {
+    mac_->update(all.first(footer_at + kCodeAt));
+    const Mac::Code code = mac_->finish();
+    std::memcpy(footer.data() + kCodeAt, code.data(), code.size());
+  }
+  hasher_.update(all.first(footer_at + kDigestAt));
   digest_ = hasher_.digest();
   std::memcpy(footer.data() + kDigestAt, digest_.bytes.data(), digest_.bytes.size());
   put(footer, kVersionAt, kVersion);
+  put(footer, kReservedAt, std::uint32_t{0});
   std::memcpy(footer.data() + kMagicAt, kMagic.data(), kMagic.size());
   return trailer;
 }
 
-std::vector<std::byte> build_trailer(std::span<const std::byte> image, std::int64_t step, std::uint64_t token,
-                                     double saved_at) {
-  TrailerWriter writer;
+std::vector<std::byte> build_trailer(std::span<const std::byte> image, const Stamp& stamp,
+                                     std::span<const std::byte> index, const MacKey* key) {
+  TrailerWriter writer(index, key);
   writer.add(image);
-  return writer.finish(step, token, saved_at);
+  return writer.finish(stamp);
 }
 
 Trailer read_trailer(ReadableFile& file, const std::string& name) {
   return parse(file, name).trailer;
 }
 
-Trailer verify_file(ReadableFile& file, const std::string& name) {
+Trailer verify_file(ReadableFile& file, const std::string& name, const MacKey* key) {
   const Parsed parsed = parse(file, name);
-  const auto block = std::make_unique_for_overwrite<std::byte[]>(kBlockBytes);
-  check_image(file, name, parsed, [&](std::size_t) { return block.get(); });
+  const PageBuffer piece(kPieceBytes);
+  check_image(file, name, parsed, key, [&](std::uint64_t) { return piece.data(); });
   return parsed.trailer;
 }
 
-VerifiedImage read_verified(ReadableFile& file, const std::string& name, std::uint64_t limit) {
+VerifiedImage read_verified(ReadableFile& file, const std::string& name, std::uint64_t limit,
+                            const MacKey* key) {
   const Parsed parsed = parse(file, name);
   if (parsed.trailer.image_bytes > limit) {
     throw DataError(fmt::format("{} holds an image of {} bytes (at most {} are accepted)", name,
@@ -216,10 +328,8 @@ VerifiedImage read_verified(ReadableFile& file, const std::string& name, std::ui
   }
   // Not touched before it is read into: a sparse file that claims a lot costs no memory until it is found
   // out.
-  VerifiedImage result{parsed.trailer, std::make_unique_for_overwrite<std::byte[]>(
-                                           static_cast<std::size_t>(parsed.trailer.image_bytes))};
-  check_image(file, name, parsed,
-              [&](std::size_t block) { return result.bytes.get() + block * kBlockBytes; });
+  VerifiedImage result{parsed.trailer, PageBuffer(static_cast<std::size_t>(parsed.trailer.image_bytes))};
+  check_image(file, name, parsed, key, [&](std::uint64_t offset) { return result.bytes.data() + offset; });
   return result;
 }
 

@@ -1,4 +1,3 @@
-#include <bit>
 #include <utility>
 
 #include <fmt/format.h>
@@ -7,23 +6,6 @@
 #include <lockstep/hooks/checkpoint_saver.hpp>
 
 namespace lockstep {
-namespace {
-
-/// The name of the first tensor with a value that is not finite, or nullopt.
-std::optional<std::string> first_not_finite(const State& state) {
-  constexpr std::uint32_t kExponent = 0x7f800000;
-  for (const Tensor& tensor : state.parameter_tensors()) {
-    // Training waits for this: no branch inside, so that it runs as fast as memory can be read.
-    std::uint32_t bad = 0;
-    for (const float value : tensor.values()) {
-      bad |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(value) & kExponent) == kExponent);
-    }
-    if (bad != 0) return tensor.name();
-  }
-  return std::nullopt;
-}
-
-}  // namespace
 
 CheckpointSaverHook::CheckpointSaverHook(Options options)
     : options_(std::move(options)), timer_(options_.save_secs, options_.save_steps) {}
@@ -31,6 +13,7 @@ CheckpointSaverHook::CheckpointSaverHook(Options options)
 void CheckpointSaverHook::attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step) {
   saver_ = std::move(saver);
   saved_step_ = restored_step;
+  metric_ = {};
   failure_ = nullptr;
   running_ = 0;
 }
@@ -52,10 +35,22 @@ void CheckpointSaverHook::before_run(RunContext& context) {
 }
 
 void CheckpointSaverHook::after_run(RunContext& context, const RunValues& values) {
+  if (!options_.metric.empty()) note_metric(values);
   const bool asked = values.tally().anyone_says(Says::save);
   if (!asked && !timer_.should_trigger_for_step(values.global_step())) return;
   timer_.update_last_triggered_step(values.global_step());
   if (saved_step_ != values.global_step()) save(context);
+}
+
+void CheckpointSaverHook::note_metric(const RunValues& values) {
+  const auto value = values.values().find(options_.metric);
+  if (!value) {
+    throw UsageError(fmt::format(
+        "the best checkpoints are to be kept by '{}', and step {} has no value of this name; its step must "
+        "return it",
+        options_.metric, values.global_step()));
+  }
+  metric_ = {options_.metric, *value};
 }
 
 void CheckpointSaverHook::end(RunContext& context) {
@@ -75,19 +70,10 @@ void CheckpointSaverHook::save_and_wait(RunContext& context) {
 void CheckpointSaverHook::save(RunContext& context) {
   saved_step_ = context.global_step();
   if (!saver_) return;
-  if (const auto tensor = first_not_finite(context.state())) {
-    failure_ = nullptr;
-    context.log().error(
-        fmt::format("step {} is not saved: '{}' has values that are not finite; the newest checkpoint stays "
-                    "the last good one",
-                    context.global_step(), *tensor));
-    return;
-  }
   for (const auto& listener : options_.listeners) listener->before_save(context.global_step());
   const auto phase = context.trace().phase("save");
-  saver_->start(context.global_step());
-  ++running_;
   failure_ = nullptr;
+  if (saver_->start(context.global_step(), metric_)) ++running_;
 }
 
 /// Waits for a save that is running; afterwards `failure_` is that of the newest save.

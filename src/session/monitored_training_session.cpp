@@ -382,7 +382,10 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
     }
     if (!options_.checkpoint_dir.empty() && (save_secs || save_steps)) {
       saver_ = std::make_shared<CheckpointSaverHook>(CheckpointSaverHook::Options{
-          .save_secs = save_secs, .save_steps = save_steps, .stop_on_failure = config_.stop_on_save_failure});
+          .save_secs = save_secs,
+          .save_steps = save_steps,
+          .stop_on_failure = config_.stop_on_save_failure,
+          .metric = options_.scaffold.saver.keep_best ? options_.scaffold.saver.keep_best->metric : ""});
       hooks_.push_back(saver_);
     }
     hooks_.insert(hooks_.end(), options_.hooks.begin(), options_.hooks.end());
@@ -491,6 +494,7 @@ class MonitoredTrainingSession::Impl final : public RunContext, public StepConte
         .exact_file = config_.restore_from.empty() ? std::nullopt : std::optional(config_.restore_from),
         .basename = options_.scaffold.saver.basename,
         .shared_arenas = std::nullopt,
+        .key = options_.scaffold.saver.key,
         .log = log_};
     const Communicator leaders =
         patient(topology_->column, options_.max_wait_secs);  // meaningful for local rank 0 alone

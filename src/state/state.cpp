@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <set>
 #include <utility>
@@ -8,6 +7,7 @@
 #include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/page_buffer.hpp>
 #include <lockstep/state/state.hpp>
 
 namespace lockstep {
@@ -53,11 +53,28 @@ void check_shape(const std::string& name, const Shape& shape) {
   }
 }
 
-/// HDF5 stores paths: one name cannot also be the folder of another.
-void check_folders(std::string_view what, const std::string& name, const std::string& other) {
-  if (!other.starts_with(name + "/") && !name.starts_with(other + "/")) return;
-  throw UsageError(fmt::format("{} '{}' is a folder of {} '{}'; rename one of them", what,
-                               std::min(name, other), what, std::max(name, other)));
+const std::string& key_of(const std::string& name) {
+  return name;
+}
+template <class Value>
+const std::string& key_of(const std::pair<const std::string, Value>& item) {
+  return item.first;
+}
+
+/// HDF5 stores paths: one name cannot also be the folder of another. `names` is ordered.
+template <class Names>
+void check_folders(std::string_view what, const std::string& name, const Names& names) {
+  const auto refuse = [&](const std::string& folder, const std::string& inside) {
+    throw UsageError(
+        fmt::format("{} '{}' is a folder of {} '{}'; rename one of them", what, folder, what, inside));
+  };
+  for (auto slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
+    if (names.contains(name.substr(0, slash))) refuse(name.substr(0, slash), name);
+  }
+  const auto inside = names.lower_bound(name + "/");
+  if (inside == names.end()) return;
+  const std::string& other = key_of(*inside);
+  if (other.starts_with(name + "/")) refuse(name, other);
 }
 
 }  // namespace
@@ -127,14 +144,10 @@ Digest content_digest(std::span<const Entry> entries, std::string_view prefix) {
 
 Arena PlainAllocator::allocate(std::size_t elements) {
   if (elements == 0) return {};
-  const std::size_t bytes = aligned(elements) * sizeof(float);
-  constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  // Large arenas start on a huge page boundary, so that the kernel can back them with huge pages.
-  const std::size_t alignment = bytes >= kHugePage ? kHugePage : kArenaAlignment * sizeof(float);
-  void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  std::memset(memory, 0, bytes);
-  return {std::shared_ptr<void>(memory, std::free), {static_cast<float*>(memory), elements}};
+  auto memory = std::make_shared<PageBuffer>(aligned(elements) * sizeof(float));
+  std::memset(memory->data(), 0, memory->size());
+  const std::span<float> values(reinterpret_cast<float*>(memory->data()), elements);
+  return {std::move(memory), values};
 }
 
 struct State::Impl {
@@ -177,7 +190,7 @@ struct State::Impl {
     if (names.count(name) != 0) {
       throw UsageError(fmt::format("tensor name '{}' was given twice; every name may be used once", name));
     }
-    for (const std::string& other : names) check_folders("tensor name", name, other);
+    check_folders("tensor name", name, names);
     names.insert(name);
   }
 
@@ -262,7 +275,7 @@ std::span<double> State::keep(const std::string& name, std::size_t count) {
   impl_->check_open(name);
   check_name(name);
   check_shape(name, {static_cast<std::int64_t>(count)});
-  for (const auto& [other, unused] : kept) check_folders("name", name, other);
+  check_folders("name", name, kept);
   return kept[name] = std::vector<double>(count);
 }
 
@@ -270,7 +283,7 @@ void State::setting(const std::string& key, const std::string& value) {
   impl_->check_open(key);
   check_name(key);
   if (value.empty()) throw UsageError(fmt::format("setting '{}' has an empty value", key));
-  for (const auto& [other, unused] : impl_->settings) check_folders("setting", key, other);
+  check_folders("setting", key, impl_->settings);
   impl_->settings[key] = value;
 }
 

@@ -1,9 +1,12 @@
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include <lockstep/base/digest.hpp>
+#include <lockstep/base/error.hpp>
 
 using namespace lockstep;
 
@@ -64,5 +67,20 @@ TEST_CASE("crc32c can be continued at any place, from any alignment") {
   for (std::size_t cut = 0; cut <= text.size(); ++cut) {
     const auto all = bytes_of(text);
     CHECK(crc32c(all.subspan(cut), crc32c(all.first(cut))) == whole);
+  }
+}
+
+TEST_CASE("checksums of blocks are those of each block alone, whatever their size and number") {
+  const std::string text = counting(997);
+  const auto all = bytes_of(text);
+  for (const std::size_t block : {1, 7, 8, 64, 100, 996, 997, 998}) {
+    CAPTURE(block);
+    std::vector<std::uint32_t> crcs((all.size() + block - 1) / block);
+    crc32c_blocks(all, block, crcs);
+    for (std::size_t i = 0; i < crcs.size(); ++i) {
+      CHECK(crcs[i] == crc32c(all.subspan(i * block, std::min(block, all.size() - i * block))));
+    }
+    crcs.push_back(0);
+    CHECK_THROWS_AS(crc32c_blocks(all, block, crcs), InternalError);
   }
 }

@@ -37,7 +37,7 @@ class Messages final : public Log::Sink {
 };
 
 /// A process among others that a test makes up.
-class FakeIdentity final : public ProcessIdentity {
+class FakeIdentity : public ProcessIdentity {
  public:
   /// What all processes of a test know: who lives, and the last nonce.
   struct World {
@@ -129,6 +129,17 @@ struct Job {
     saver().start(step);
     auto result = saver().take_result();
     return result ? *result : SaveResult{};
+  }
+
+  /// As `save`, while the lock names this job's token and no living process.
+  SaveResult save_as_owner(std::int64_t step) {
+    const std::string lock =
+        R"({"host":"gone","boot_id":"b","pid":1,"start_time":1,"job":"","restarts":0,"since":0,"token":)" +
+        std::to_string(token) + R"(,"nonce":"n"})";
+    directory->create(".lock")->write(std::as_bytes(std::span(lock)));
+    SaveResult result = save(step);
+    directory->remove(".lock");
+    return result;
   }
 
   std::optional<Restored> restore(RestoreOptions restore_options = {}) {

@@ -1,6 +1,10 @@
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -32,7 +36,7 @@ void write_plain(Directory& directory, const std::string& name, std::span<const 
 /// Puts a trailer behind any image, as somebody would who knows the format.
 void write_signed(Directory& directory, const std::string& name, std::vector<std::byte> image,
                   std::int64_t step = 42) {
-  const auto trailer = build_trailer(image, step, 1, 1.7e9);
+  const auto trailer = build_trailer(image, {step, 1, 1.7e9});
   image.insert(image.end(), trailer.begin(), trailer.end());
   write_plain(directory, name, image);
 }
@@ -40,7 +44,7 @@ void write_signed(Directory& directory, const std::string& name, std::vector<std
 std::vector<std::byte> image_at(SmallModel& model, std::int64_t step) {
   model.set(step);
   CheckpointImage image(model.state.entries());
-  image.snapshot();
+  CHECK(image.snapshot() == nullptr);
   return {image.bytes().begin(), image.bytes().end()};
 }
 
@@ -121,6 +125,35 @@ TEST_CASE("equal states give equal images, whatever was in memory before") {
   CHECK(std::ranges::equal(image, reused.bytes()));
 }
 
+TEST_CASE("a snapshot names what is not finite, in numbers of any kind and at any place") {
+  constexpr std::size_t kCount = 37;
+  std::vector<float> floats(kCount, -3.5F);
+  std::vector<double> doubles(kCount, 1e300);
+  std::vector<std::int64_t> integers(kCount, -1);  // as floats these bits would be no numbers
+  State state;
+  state.attach("floats", floats, {kCount});
+  state.attach("doubles", doubles, {kCount});
+  state.attach("integers", integers, {kCount});
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  CheckpointImage image(state.entries());
+  CHECK(image.snapshot() == nullptr);
+  for (std::size_t i = 0; i < kCount; ++i) {
+    for (const double bad : {std::nan(""), -std::nan(""), std::numeric_limits<double>::infinity(),
+                             -std::numeric_limits<double>::infinity()}) {
+      floats[i] = static_cast<float>(bad);
+      REQUIRE(image.snapshot() != nullptr);
+      CHECK(image.snapshot()->path == "/model/floats");
+      floats[i] = std::numeric_limits<float>::max();
+      doubles[i] = bad;
+      REQUIRE(image.snapshot() != nullptr);
+      CHECK(image.snapshot()->path == "/model/doubles");
+      doubles[i] = -std::numeric_limits<double>::max();
+      CHECK(image.snapshot() == nullptr);
+    }
+  }
+}
+
 TEST_CASE("entries that cannot lie in one file are refused") {
   float value = 1;
   auto* data = reinterpret_cast<std::byte*>(&value);
@@ -180,11 +213,109 @@ TEST_CASE("damage is told with the name of the file and the offset of its block"
   // A zeroed page and one of ones, which weak checksums mix up.
   for (const std::byte fill : {std::byte{0}, std::byte{0xff}}) {
     directory.content(kName).assign(image.begin(), image.end());
-    const auto trailer = build_trailer(image, 42, 1, 1.7e9);
+    const auto trailer = build_trailer(image, {42, 1, 1.7e9});
     directory.content(kName).insert(directory.content(kName).end(), trailer.begin(), trailer.end());
     CHECK_NOTHROW(verify_file(*directory.open(kName), kName));
     std::fill_n(directory.content(kName).begin() + 4096, 4096, fill);
     CHECK_FALSE(error_of([&] { verify_file(*directory.open(kName), kName); }).empty());
+  }
+}
+
+TEST_CASE("damage is told with the tensors that lie there, or as damage of the structure or of the trailer") {
+  MemoryDirectory directory;
+  State state;
+  std::vector<std::pair<std::string, std::size_t>> tensors = {{"first", 5000}, {"second", 2000}, {"a", 100},
+                                                              {"b", 100},      {"c", 100},       {"d", 100},
+                                                              {"e", 100},      {"last", 3000}};
+  for (const auto& [name, elements] : tensors) state.parameter(name, {static_cast<std::int64_t>(elements)});
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  CheckpointImage image(state.entries());
+  for (float& value : state.parameters()) value = 3.25F;
+  CHECK(image.snapshot() == nullptr);
+  std::vector<std::byte> bytes(image.bytes().begin(), image.bytes().end());
+  const auto trailer = build_trailer(bytes, {0, 1, 0}, image.index());
+  bytes.insert(bytes.end(), trailer.begin(), trailer.end());
+  write_plain(directory, kName, bytes);
+  const auto error_with_damage_at = [&](std::size_t offset) {
+    directory.content(kName)[offset] ^= std::byte{1};
+    const std::string error = error_of([&] { CheckpointFile(directory, kName); });
+    directory.content(kName)[offset] ^= std::byte{1};
+    return error;
+  };
+  // 3.25 stands nowhere but in the values.
+  const float value = 3.25F;
+  std::vector<std::byte> pattern(512);
+  for (std::size_t i = 0; i < pattern.size(); i += 4) std::memcpy(&pattern[i], &value, 4);
+  const auto first = std::ranges::search(bytes, pattern).begin() - bytes.begin();
+  const auto inside_first = static_cast<std::size_t>(first) + 10'000;
+  CHECK(error_with_damage_at(inside_first).find("(in '/model/first')") != std::string::npos);
+  CHECK(error_with_damage_at(inside_first).find("offset " + std::to_string(inside_first / 4096 * 4096)) !=
+        std::string::npos);
+  CHECK(error_with_damage_at(image.bytes().size() + 2).find("table of checksums") != std::string::npos);
+  CHECK(error_with_damage_at(bytes.size() - 200).find("table of checksums, or what follows") !=
+        std::string::npos);
+  CHECK(error_with_damage_at(bytes.size() - 30).find("digest of the file") != std::string::npos);
+  CHECK(error_with_damage_at(bytes.size() - 10).find("should be zero") != std::string::npos);
+  bool several = false;
+  for (std::size_t offset = 0; offset < image.bytes().size(); offset += 4096) {
+    const std::string error = error_with_damage_at(offset);
+    several = several || error.find(" more)") != std::string::npos;
+  }
+  CHECK(several);
+  // An index that cannot be understood is no reason to read outside of it.
+  for (const std::size_t length : {std::size_t{1}, std::size_t{17}, std::size_t{18}, std::size_t{30}}) {
+    std::vector<std::byte> broken(image.bytes().begin(), image.bytes().end());
+    const std::vector<std::byte> index(length, std::byte{0xff});
+    const auto odd = build_trailer(broken, {0, 1, 0}, index);
+    broken.insert(broken.end(), odd.begin(), odd.end());
+    directory.content(kName) = broken;
+    CHECK_NOTHROW(CheckpointFile(directory, kName));
+    CHECK(error_with_damage_at(inside_first).find("offset") != std::string::npos);
+  }
+}
+
+TEST_CASE("a file that was signed is read with its key or without one, and by no other key") {
+  MemoryDirectory directory;
+  SmallModel model;
+  const auto key_of = [](char letter) { return MacKey(std::vector<std::byte>(32, std::byte(letter))); };
+  const MacKey key = key_of('k');
+  const MacKey other = key_of('o');
+  auto bytes = image_at(model, 42);
+  const auto image = bytes;
+  const auto trailer = build_trailer(bytes, {42, 1, 1.7e9}, {}, &key);
+  bytes.insert(bytes.end(), trailer.begin(), trailer.end());
+  write_plain(directory, kName, bytes);
+  CHECK(CheckpointFile(directory, kName).trailer().is_signed);
+  CHECK_NOTHROW(CheckpointFile(directory, kName, &key));
+  CHECK(error_of([&] { CheckpointFile(directory, kName, &other); }).find("another key") != std::string::npos);
+  // Somebody without the key changes a value and makes everything fit that can be made to fit.
+  auto forged = image;
+  forged.back() ^= std::byte{1};
+  auto forged_trailer = build_trailer(forged, {42, 1, 1.7e9}, {}, &other);
+  forged.insert(forged.end(), forged_trailer.begin(), forged_trailer.end());
+  directory.content(kName) = forged;
+  CHECK_NOTHROW(verify_file(*directory.open(kName), kName));
+  CHECK_FALSE(error_of([&] { verify_file(*directory.open(kName), kName, &key); }).empty());
+  write_signed(directory, "unsigned.h5", image);
+  CHECK(error_of([&] { CheckpointFile(directory, "unsigned.h5", &key); }).find("is not signed") !=
+        std::string::npos);
+}
+
+TEST_CASE("the metric of a checkpoint is kept with its name") {
+  MemoryDirectory directory;
+  const std::vector<std::byte> image(100, std::byte{7});
+  for (const Metric& metric :
+       {Metric{"loss", -0.125}, Metric{std::string(Metric::kMaxName, 'm'), 1e300}, Metric{}}) {
+    auto bytes = image;
+    const auto trailer = build_trailer(image, {3, 1, 0, metric});
+    bytes.insert(bytes.end(), trailer.begin(), trailer.end());
+    if (directory.exists(kName)) directory.remove(kName);
+    write_plain(directory, kName, bytes);
+    const Metric read = read_trailer(*directory.open(kName), kName).metric;
+    CHECK(read.name == metric.name);
+    CHECK(read.known() == metric.known());
+    if (metric.known()) CHECK(read.value == metric.value);
   }
 }
 
@@ -198,7 +329,7 @@ TEST_CASE("a trailer built in pieces is the one built at once") {
     writer.add(std::span(image).subspan(at, count));
     at += count;
   }
-  CHECK(writer.finish(5, 6, 7.125) == build_trailer(image, 5, 6, 7.125));
+  CHECK(writer.finish({5, 6, 7.125, {"loss", 0.5}}) == build_trailer(image, {5, 6, 7.125, {"loss", 0.5}}));
   MemoryDirectory directory;
   write_signed(directory, kName, image, 5);
   const Trailer trailer = read_trailer(*directory.open(kName), kName);
@@ -212,9 +343,9 @@ TEST_CASE("a trailer built in pieces is the one built at once") {
 TEST_CASE("trailers of arbitrary bytes with a valid mark never read outside the file") {
   SmallModel model;
   auto bytes = image_at(model, 1);
-  const auto trailer = build_trailer(bytes, 1, 1, 0);
+  const auto trailer = build_trailer(bytes, {1, 1, 0});
   bytes.insert(bytes.end(), trailer.begin(), trailer.end());
-  constexpr std::size_t kFooter = 80;
+  constexpr std::size_t kFooter = 160;
   MemoryDirectory directory;
   write_plain(directory, kName, bytes);
   std::uint64_t random = 88172645463325252ULL;

@@ -199,6 +199,32 @@ TEST_CASE("a holder that sleeps, is followed and wakes, learns it and changes no
   CHECK(read_lock(*scene.directory) == next->holder());
 }
 
+TEST_CASE("an earlier run of the same batch job is followed at once, another job or a run of now is not") {
+  struct BatchIdentity final : FakeIdentity {
+    BatchIdentity(std::shared_ptr<World> world, std::string host, std::string job, std::int64_t restarts)
+        : FakeIdentity(std::move(world), std::move(host), 10, std::move(job)), restarts_(restarts) {}
+    std::int64_t job_restarts() const override { return restarts_; }
+
+   private:
+    std::int64_t restarts_;
+  };
+  const auto waits = [](const std::string& job, std::int64_t before, std::int64_t now) {
+    Scene scene;
+    BatchIdentity first(scene.world, "n1", job, before);
+    BatchIdentity second(scene.world, "n2", "slurm-5", now);
+    scene.leave_behind(first);
+    const auto next = scene.lock(second);
+    CHECK(next->token() == 2);
+    return scene.clock.now() > Seconds{0};
+  };
+  CHECK_FALSE(waits("slurm-5", 0, 1));
+  CHECK_FALSE(waits("slurm-5", 1, 3));
+  CHECK(waits("slurm-5", 1, 1));
+  CHECK(waits("slurm-5", 2, 1));
+  CHECK(waits("slurm-6", 0, 1));
+  CHECK(waits("", 0, 1));
+}
+
 TEST_CASE("a lock of garbage is treated as one of an unknown host") {
   Scene scene;
   FakeIdentity me(scene.world, "n1", 10);
@@ -226,7 +252,7 @@ TEST_CASE("a living job gives way only when its job id is typed") {
 TEST_CASE("a token is larger than that of every checkpoint, also when the lock was released") {
   Scene scene;
   FakeIdentity me(scene.world, "n1", 10);
-  Job(scene.directory, {}, 41).save(3);
+  CHECK(Job(scene.directory, {}, 41).save_as_owner(3).ok());
   CHECK(scene.lock(me)->token() == 42);
 }
 

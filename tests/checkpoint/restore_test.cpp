@@ -1,4 +1,5 @@
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -6,6 +7,8 @@
 #include <doctest/doctest.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/latest.hpp>
+#include <lockstep/checkpoint/reader.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
 
@@ -170,13 +173,88 @@ TEST_CASE("a checkpoint under the name of another step is not taken for it") {
 
 TEST_CASE("what a job wrote after it had lost the directory is passed over") {
   const auto directory = std::make_shared<MemoryDirectory>();
-  Job(directory, {}, 1).save(10);
-  Job(directory, {}, 2).save(20);
-  Job(directory, {}, 1).save(30);  // token 1, although token 2 was given out
+  Job(directory, {}, 1).save_as_owner(10);
+  Job(directory, {}, 2).save_as_owner(20);
+  Job(directory, {}, 1).save_as_owner(30);  // token 1, although token 2 was given out
   Job job(directory);
   CHECK(job.restore()->step == 20);
   CHECK(job.messages->contain("passing over ckpt-00000030.h5"));
   CHECK(directory->exists("ckpt-00000030.h5.superseded-1"));
+}
+
+TEST_CASE(
+    "what a job publishes after it has lost the directory is passed over before its successor has saved") {
+  const auto directory = std::make_shared<MemoryDirectory>();
+  Job old_job(directory, {}, 1);
+  CHECK(old_job.save_as_owner(10).ok());
+  // Its next save comes as far as the rename, which happens only when it wakes.
+  const auto ten = directory->disk().names;
+  CHECK(old_job.save_as_owner(20).ok());
+  const auto twenty = directory->disk().names.at(name_of(20));
+  directory->disk().names = ten;
+  Job successor(directory, {}, 2);
+  CHECK(successor.restore()->step == 10);
+  successor.saver();  // has the directory from now on, and dies before its first save
+  directory->disk().names[name_of(20)] = twenty;
+  Job next(directory, {}, 3);
+  CHECK(next.restore()->step == 10);
+  CHECK(next.messages->contain("did not know of it"));
+  CHECK(directory->exists("ckpt-00000020.h5.superseded-1"));
+  // With nothing else left, the work of such a job is better than none.
+  directory->rename("ckpt-00000020.h5.superseded-1", name_of(20));
+  directory->content(name_of(10))[100] ^= std::byte{1};
+  CHECK(Job(directory, {}, 4).restore()->step == 20);
+}
+
+TEST_CASE("a part is taken by name alone: all problems are told, and nothing else is touched") {
+  const auto directory = directory_with({8});
+  const CheckpointFile file(*directory, name_of(8));
+  SmallModel model;
+  model.set(1);
+  const Digest before = model.digest();
+  CHECK_THROWS_AS(restore_part(file, model.state.entries(), {}), UsageError);
+  CHECK_THROWS_AS(restore_part(file, model.state.entries(), {"/session/global_step"}), UsageError);
+  CHECK_THROWS_AS(restore_part(file, model.state.entries(), {"/config/seed"}), UsageError);
+  SmallModel wider(5);
+  try {
+    restore_part(file, wider.state.entries(), {"/model/dense/", "/model/none", "/buffers/norm/mean"});
+    FAIL("restored");
+  } catch (const EnvironmentError& error) {
+    const std::string text = error.what();
+    CHECK(text.find("different '/model/dense/weight': f32 [4, 3] (the model expects f32 [4, 5])") !=
+          std::string::npos);
+    CHECK(text.find("different '/model/dense/bias'") != std::string::npos);
+    CHECK(text.find("the model has no '/model/none'") != std::string::npos);
+    CHECK(text.find("norm") == std::string::npos);
+  }
+  CHECK(model.digest() == before);
+  CHECK(restore_part(file, model.state.entries(), {"/model/dense/", "/model/dense/bias"}) == 2);
+  CHECK(model.state.parameter_tensors()[0].values()[0] == 8.5F);
+  CHECK(model.state.slot_values("velocity")[0] == 1.25F);
+  CHECK(model.state.global_step() == 1);
+}
+
+TEST_CASE("the latest checkpoint is the newest that verifies, in a copy of the directory too") {
+  PosixFileSystem files;
+  const auto folder = std::filesystem::temp_directory_path() /
+                      ("lockstep-latest-" + std::to_string(SystemIdentity().nonce()));
+  CHECK_THROWS_AS(latest_checkpoint(files, folder), FileError);
+  {
+    const std::shared_ptr<Directory> directory = files.create_directory(folder);
+    CHECK_FALSE(latest_checkpoint(files, folder));
+    Job job(directory);
+    for (const int step : {1, 2}) CHECK(job.save(step).ok());
+  }
+  CHECK(latest_checkpoint(files, folder) == folder / name_of(2));
+  const auto copy = folder / "copy";
+  std::filesystem::create_directory(copy);
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.is_regular_file()) std::filesystem::copy_file(entry.path(), copy / entry.path().filename());
+  }
+  std::filesystem::resize_file(copy / name_of(2), 100);
+  CHECK(latest_checkpoint(files, copy) == copy / name_of(1));
+  CHECK(Job(files.open_directory(copy)).restore()->step == 1);
+  std::filesystem::remove_all(folder);
 }
 
 // TF: Sharded.testBasics

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -170,6 +171,69 @@ TEST_CASE("one checkpoint every n hours stays for good, also when jobs and the s
     expected.push_back(240);
     CHECK(kept == expected);
   }
+}
+
+TEST_CASE("the best stay beside the newest as long as they are, also when the state file is lost") {
+  const auto directory = std::make_shared<MemoryDirectory>();
+  const SaverOptions options{.max_to_keep = 2, .keep_best = KeepBest{"loss", 2, false}};
+  const std::vector<double> losses = {5, 1, 4, 1, 2, 0.5, 9, 8, std::nan("")};
+  const std::vector<std::vector<std::int64_t>> kept = {
+      {0}, {0, 1}, {1, 2}, {1, 2, 3}, {1, 3, 4}, {3, 4, 5}, {3, 5, 6}, {3, 5, 6, 7}, {3, 5, 7, 8}};
+  for (std::size_t step = 0; step < losses.size(); ++step) {
+    CAPTURE(step);
+    Job job(directory, options);
+    job.model.set(static_cast<std::int64_t>(step));
+    CHECK(job.saver().start(static_cast<std::int64_t>(step), {"loss", losses[step]}));
+    std::vector<std::int64_t> steps;
+    for (const auto& found : scan_checkpoints(*directory, "ckpt")) steps.push_back(found.name.step);
+    CHECK(steps == kept[step]);
+    if (step % 2 == 1) directory->remove("checkpoint.json");
+  }
+  // Another metric is not compared with this one.
+  Job other(directory, {.max_to_keep = 1, .keep_best = KeepBest{"accuracy", 1, true}});
+  for (const auto& [step, accuracy] : {std::pair{20, 0.9}, {21, 0.95}, {22, 0.1}}) {
+    other.model.set(step);
+    CHECK(other.saver().start(step, {"accuracy", accuracy}));
+  }
+  std::vector<std::int64_t> steps;
+  for (const auto& found : scan_checkpoints(*directory, "ckpt")) steps.push_back(found.name.step);
+  CHECK(steps == std::vector<std::int64_t>{21, 22});
+}
+
+TEST_CASE("what to keep as best is METRIC:K, with a word for which end is best") {
+  CHECK(parse_keep_best("loss:3") == KeepBest{"loss", 3, false});
+  CHECK(parse_keep_best("test_accuracy:1") == KeepBest{"test_accuracy", 1, true});
+  CHECK(parse_keep_best("score:2:max") == KeepBest{"score", 2, true});
+  CHECK(parse_keep_best("accuracy:2:min") == KeepBest{"accuracy", 2, false});
+  for (const char* wrong : {"", "loss", "loss:", "loss:0", "loss:-1", "loss:x", "loss:1x", ":3",
+                            "loss:3:best", "a name that is longer than 31 bytes:2"}) {
+    CAPTURE(wrong);
+    CHECK_THROWS_AS(parse_keep_best(wrong), UsageError);
+  }
+}
+
+TEST_CASE("with a key what is saved is signed, and only what is signed is restored") {
+  const auto directory = std::make_shared<MemoryDirectory>();
+  const auto key = std::make_shared<const MacKey>(std::vector<std::byte>(32, std::byte{9}));
+  CHECK(Job(directory, {.key = key}).save(1).ok());
+  CHECK(Job(directory).save(2).ok());
+  Job job(directory);
+  CHECK(job.restore({.key = key})->step == 1);
+  CHECK(job.messages->contain("ckpt-00000002.h5 is not signed"));
+}
+
+TEST_CASE("slots and buffers that are not finite are not saved, and the log names them") {
+  Job job(std::make_shared<MemoryDirectory>());
+  job.model.set(1);
+  job.model.state.slot_values("velocity")[2] = std::nanf("");
+  CHECK_FALSE(job.saver().start(1));
+  CHECK(job.messages->contain("'/slots/velocity/dense/weight' has values that are not finite"));
+  job.model.set(1);
+  job.model.state.buffers()[1] = HUGE_VALF;
+  CHECK_FALSE(job.saver().start(1));
+  CHECK(job.messages->contain("'/buffers/norm/mean'"));
+  CHECK_FALSE(job.saver().take_result());
+  CHECK(job.save(1).ok());
 }
 
 TEST_CASE("saving a step again is done when the content is the same, and gets a suffix when it is not") {

@@ -69,7 +69,7 @@ Saved make_checkpoint() {
   CheckpointImage image(state.entries());
   image.snapshot();
   Saved saved{{image.bytes().begin(), image.bytes().end()}, content_digest(state.entries())};
-  const auto trailer = build_trailer(saved.file, kStep, 3, 1.7e9);
+  const auto trailer = build_trailer(saved.file, {kStep, 3, 1.7e9}, image.index());
   saved.file.insert(saved.file.end(), trailer.begin(), trailer.end());
   return saved;
 }

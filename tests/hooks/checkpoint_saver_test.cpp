@@ -320,7 +320,7 @@ TEST_CASE("values that are not finite are never published") {
     f.steps(1);
     f.hook->end(f.context);
     CHECK(f.saved() == Steps{0, 1});
-    CHECK(f.context.messages->lines.back().find("step 2 is not saved: 'w'") == 0);
+    CHECK(f.context.messages->lines.back().find("step 2 is not saved: '/model/w'") == 0);
   }
   Fixture f({.save_steps = 1});
   f.create();

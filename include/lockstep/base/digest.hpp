@@ -42,4 +42,9 @@ Digest digest_of(std::span<const std::byte> bytes);
 /// Uses the CPU's instruction where it has one.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t crc = 0) noexcept;
 
+/// `crcs[i]` becomes the crc32c of block i: `block_bytes` of `bytes`, the last one may have fewer. Several
+/// blocks at a time, which is a few times faster than one after the other. Throws InternalError when `crcs`
+/// does not have one for each block.
+void crc32c_blocks(std::span<const std::byte> bytes, std::size_t block_bytes, std::span<std::uint32_t> crcs);
+
 }  // namespace lockstep

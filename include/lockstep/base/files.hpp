@@ -35,6 +35,10 @@ class WritableFile {
   /// Writes all of `bytes`, going on after short writes and interruptions.
   virtual void write(std::span<const std::byte> bytes) = 0;
 
+  /// What was written so far may go to the disk already, while more is written. A hint: proves nothing, and
+  /// `sync` sees what goes wrong.
+  virtual void start_writing_back() {}
+
   /// Returns once the contents would survive a power cut. After a failure the contents on disk are unknown
   /// and a second call proves nothing: throw the file away and write another.
   virtual void sync() = 0;
@@ -49,6 +53,12 @@ class ReadableFile {
 
   /// Fills `bytes` from `offset`; returns how many were there (less only at the end of the file).
   virtual std::size_t read(std::uint64_t offset, std::span<std::byte> bytes) = 0;
+
+  /// Everything from `offset` on is about to be read, front to back. A hint.
+  virtual void expect_reading(std::uint64_t /*offset*/) {}
+
+  /// True when its mode lets others than its owner read it.
+  virtual bool others_may_read() const { return false; }
 };
 
 struct DirectoryEntry {
@@ -85,6 +95,9 @@ class Directory {
   virtual void sync() = 0;
 
   virtual std::uint64_t available_bytes() = 0;
+
+  /// True when users other than the owner may create, rename and remove files of the owner in it.
+  virtual bool others_may_write() { return false; }
 };
 
 /// Seam: files. The only place of the project that makes file-system calls is the real one.

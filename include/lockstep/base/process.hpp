@@ -23,6 +23,10 @@ class ProcessIdentity {
   /// An identifier of the batch job this process belongs to ("slurm-123"), or empty.
   virtual std::string job_id() const = 0;
 
+  /// How often the batch system has started this job again: a process of the same job with a smaller number
+  /// is gone, wherever it ran.
+  virtual std::int64_t job_restarts() const { return 0; }
+
   /// A number that no other process draws (for temporary names).
   virtual std::uint64_t nonce() = 0;
 };
@@ -34,6 +38,7 @@ class SystemIdentity final : public ProcessIdentity {
   std::int64_t pid() const override;
   std::optional<std::uint64_t> start_time(std::int64_t pid) const override;
   std::string job_id() const override;
+  std::int64_t job_restarts() const override;
   std::uint64_t nonce() override;
 };
 

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include <lockstep/base/page_buffer.hpp>
 #include <lockstep/state/entry.hpp>
 
 namespace lockstep {
@@ -19,16 +20,21 @@ class CheckpointImage {
   /// Throws UsageError when the entries do not fit into one file: a name that is also a folder, or no bytes.
   explicit CheckpointImage(std::vector<Entry> entries);
 
-  /// Copies the present values of all entries into the image. The only part of a save that holds up training.
-  void snapshot() noexcept;
+  /// Copies the present values of all entries into the image: the only part of a save that holds up training.
+  /// Returns the first entry with a number that is not finite, or null; the image is then of no use.
+  const Entry* snapshot() noexcept;
 
-  std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  std::span<const std::byte> bytes() const noexcept { return bytes_.bytes(); }
   const std::vector<Entry>& entries() const noexcept { return entries_; }
+
+  /// What a trailer says of the places of the entries; see `build_index`.
+  std::span<const std::byte> index() const noexcept { return index_; }
 
  private:
   std::vector<Entry> entries_;
   std::vector<std::size_t> offsets_;  // of each entry in the image
-  std::vector<std::byte> bytes_;
+  std::vector<std::byte> index_;
+  PageBuffer bytes_;
 };
 
 }  // namespace lockstep

@@ -21,6 +21,7 @@ struct LockHolder {
   std::int64_t pid = 0;
   std::uint64_t start_time = 0;  ///< of the process, in ticks since boot
   std::string job;               ///< batch job, or empty
+  std::int64_t restarts = 0;     ///< how often the batch system had started that job again
   double since = 0;              ///< seconds since 1970; for people
   std::uint64_t token = 0;       ///< fencing token: larger than that of every earlier holder
   std::string nonce;             ///< names this one holding
@@ -46,10 +47,11 @@ struct LockOptions {
 /// One writer per checkpoint directory. Held from construction to destruction.
 ///
 /// A holder on this host lives as long as its process (pid and start time, same boot): it is given
-/// `local_wait` to go, then the newcomer is refused. A dead one is taken over at once. A holder on another
-/// host is refused as soon as its heartbeat moves, and taken over when it stood still for `remote_limit` of
-/// our own monotonic clock. Of any number of newcomers exactly one wins; the others see the winner as a
-/// living holder. A newcomer that is refused writes nothing.
+/// `local_wait` to go, then the newcomer is refused. A dead one is taken over at once, and so is a holder on
+/// another host that was an earlier run of this very batch job. Any other holder there is respected as soon
+/// as its heartbeat moves, and taken over when it stood still for `remote_limit` of our own monotonic clock.
+/// Of any number of newcomers exactly one wins; the others see the winner as a living holder. A newcomer that
+/// is refused writes nothing.
 ///
 /// ".lock" never changes while it is held, and only its owner's name is in it; the heartbeat is a file of its
 /// own. So a holder that was stopped and wakes cannot overwrite the lock of the one that took over.

@@ -24,9 +24,12 @@ class CheckpointFile {
  public:
   static constexpr std::uint64_t kDefaultLimit = std::uint64_t{256} << 30;  ///< bytes of an image
 
-  /// Throws DataError saying what is wrong and at which offset, and FileError.
-  CheckpointFile(Directory& directory, const std::string& name, std::uint64_t limit = kDefaultLimit);
-  CheckpointFile(ReadableFile& file, const std::string& name, std::uint64_t limit = kDefaultLimit);
+  /// With `key`, only what was signed with it is read. Throws DataError saying what is wrong, at which offset
+  /// and in which tensor, and FileError.
+  CheckpointFile(Directory& directory, const std::string& name, const MacKey* key = nullptr,
+                 std::uint64_t limit = kDefaultLimit);
+  CheckpointFile(ReadableFile& file, const std::string& name, const MacKey* key = nullptr,
+                 std::uint64_t limit = kDefaultLimit);
 
   const std::string& name() const noexcept { return name_; }
   std::int64_t step() const noexcept { return content_.trailer.step; }
@@ -60,5 +63,12 @@ class CheckpointFile {
 /// returned, a line each. Local.
 std::vector<std::string> restore_into(const CheckpointFile& file, std::span<const Entry> entries,
                                       const std::set<std::string>& allow_change = {});
+
+/// Writes a part of `file`: `names` are paths ("/model/dense0/weight") or, with a slash at the end, folders
+/// ("/model/dense0/"). Nothing else is touched, and settings are not compared. Returns how many entries were
+/// written. Before the first is: throws UsageError for settings, the step, or no names at all, and
+/// EnvironmentError with the full list of what is missing on either side or different. Local.
+std::size_t restore_part(const CheckpointFile& file, std::span<const Entry> entries,
+                         const std::vector<std::string>& names);
 
 }  // namespace lockstep

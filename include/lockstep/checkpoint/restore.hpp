@@ -1,12 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/log.hpp>
+#include <lockstep/base/mac.hpp>
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/mpi/communicator.hpp>
 #include <lockstep/state/state.hpp>
@@ -32,8 +36,16 @@ struct RestoreOptions {
   std::optional<std::string> exact_file = {};  ///< this base name and no other; what is newer is set aside
   std::string basename = std::string(kDefaultBasename);
   std::optional<SharedArenas> shared_arenas = {};  ///< nullopt: every rank has arenas of its own
+  std::shared_ptr<const MacKey> key = {};          ///< only what was signed with it is read
   Log log = {};                                    ///< the chief's
 };
+
+/// Gives the tensors in `names`, and no others, the values that they have in the checkpoint at `path`
+/// (tf.train.init_from_checkpoint): for an init_fn, so a run that goes on from checkpoints of its own is not
+/// touched. See `restore_part` for the names. Chief only. Throws as `CheckpointFile` and `restore_part`.
+void init_from_checkpoint(FileSystem& files, const std::filesystem::path& path,
+                          const std::vector<std::string>& names, State& state, const Log& log = {},
+                          const MacKey* key = nullptr);
 
 /// Restores the newest checkpoint of `directory` that verifies into `state`.
 ///

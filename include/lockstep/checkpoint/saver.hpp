@@ -14,11 +14,13 @@
 #include <lockstep/base/executor.hpp>
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/log.hpp>
+#include <lockstep/base/mac.hpp>
 #include <lockstep/base/process.hpp>
 #include <lockstep/checkpoint/image.hpp>
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/checkpoint/retention.hpp>
 #include <lockstep/checkpoint/state_file.hpp>
+#include <lockstep/checkpoint/trailer.hpp>
 #include <lockstep/state/entry.hpp>
 
 namespace lockstep {
@@ -26,8 +28,10 @@ namespace lockstep {
 struct SaverOptions {
   int max_to_keep = 5;                       ///< 0: all
   double keep_checkpoint_every_n_hours = 0;  ///< 0: off
+  std::optional<KeepBest> keep_best = {};    ///< beside these
   std::string basename = std::string(kDefaultBasename);
-  bool verify_after_write = true;  ///< read every byte back before the checkpoint gets its name
+  bool verify_after_write = true;          ///< read every byte back before the checkpoint gets its name
+  std::shared_ptr<const MacKey> key = {};  ///< what is saved is signed with it; null: not signed
 };
 
 /// How one save ended.
@@ -52,7 +56,8 @@ class Saver {
  public:
   /// Lays out the image, reads which checkpoints there are, and removes temporary files that a dead job left.
   /// `token` is the one of the DirectoryLock that the caller holds, or 0 without one. Throws UsageError for
-  /// options that make no sense, and FileError.
+  /// options that make no sense, and FileError. With a token it also writes the state file: from then on
+  /// nothing that an earlier owner still writes is taken for a part of this run.
   Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, SaverOptions options, Clock& clock,
         Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity);
 
@@ -62,8 +67,9 @@ class Saver {
   Saver& operator=(const Saver&) = delete;
 
   /// Takes a snapshot of all entries, to be saved as `step`. Waits for a save that is still running, and says
-  /// so.
-  void start(std::int64_t step);
+  /// so. False when nothing is saved because a tensor has a number that is not finite, which the log names.
+  /// `metric` is kept with it, for `keep_best`.
+  bool start(std::int64_t step, Metric metric = {});
 
   /// Returns when no save is running. Throws the failure of a save that neither this nor `take_result` has
   /// told yet.
@@ -84,16 +90,18 @@ class Saver {
   std::uint64_t image_bytes() const noexcept { return image_.bytes().size(); }
 
  private:
-  void run(std::int64_t step, std::uint64_t nonce, Seconds started) noexcept;
-  std::string publish(std::int64_t step, std::uint64_t nonce);
+  void run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexcept;
+  std::string publish(Stamp stamp, std::uint64_t nonce);
   bool holds_same(const FoundCheckpoint& existing, std::int64_t step);
-  void write(const std::string& temporary, std::int64_t step);
+  void write(const std::string& temporary, const Stamp& stamp);
   void check_owner() const;
   void retain(const std::string& current);
   void remove_leftovers();
+  void fence();
 
   std::shared_ptr<Directory> directory_;
   CheckpointImage image_;
+  const std::int64_t* global_step_ = nullptr;  // in the state, where it is among the entries
   SaverOptions options_;
   Clock& clock_;
   Log log_;

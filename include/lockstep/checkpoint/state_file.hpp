@@ -10,6 +10,7 @@
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/log.hpp>
 #include <lockstep/checkpoint/names.hpp>
+#include <lockstep/checkpoint/trailer.hpp>
 
 namespace lockstep {
 
@@ -22,14 +23,22 @@ struct CheckpointRecord {
   std::uint64_t token = 0;
   double time = 0;         ///< seconds since 1970 when it was saved
   bool preserved = false;  ///< kept beyond `max_to_keep`
+  Metric metric = {};      ///< of `keep_best`
 
   friend bool operator==(const CheckpointRecord&, const CheckpointRecord&) = default;
 };
+
+/// What the trailer of a file says.
+CheckpointRecord record_of(const std::string& file, const Trailer& trailer);
 
 /// The contents of checkpoint.json. A hint for people and for retention: what counts is the directory.
 struct StateFile {
   std::vector<CheckpointRecord> checkpoints;  ///< oldest first
   std::optional<double> last_preserved;       ///< time of the last checkpoint that was preserved
+
+  /// Fencing token of the owner that wrote this. What has a lower one and is not listed here was written by a
+  /// job that had lost the directory by then.
+  std::uint64_t token = 0;
 
   friend bool operator==(const StateFile&, const StateFile&) = default;
 };
@@ -61,9 +70,13 @@ struct FoundCheckpoint {
 /// All of them, oldest first. Throws FileError.
 std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename);
 
-/// What the directory really holds: a record for every checkpoint whose trailer is whole, with what only the
-/// state file knows where that agrees. Says in `log` when the state file is missing or does not. Throws
-/// FileError.
+/// True when a later owner of the directory knew nothing of a file with this token, so that it is no part of
+/// its run.
+bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t token);
+
+/// What the directory really holds: a record for every checkpoint whose trailer is whole and that is not
+/// fenced, with what only the state file knows where that agrees. Says in `log` when the state file is
+/// missing or does not. Throws FileError.
 StateFile load_state(Directory& directory, const std::string& basename, const Log& log);
 
 }  // namespace lockstep

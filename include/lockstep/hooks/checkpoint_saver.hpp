@@ -39,6 +39,10 @@ class CheckpointSaverHook final : public SessionRunHook {
     std::optional<std::int64_t> save_steps = std::nullopt;
     std::vector<std::shared_ptr<CheckpointSaverListener>> listeners = {};
     bool stop_on_failure = false;  ///< a failed save ends the run with exit code 74 instead of a warning
+
+    /// The value of a step that is kept with its checkpoint, for SaverOptions::keep_best. A step that does
+    /// not have it is an error on all ranks.
+    std::string metric = {};
   };
 
   /// Neither interval, or one not above 0: UsageError.
@@ -67,6 +71,7 @@ class CheckpointSaverHook final : public SessionRunHook {
   void save_again() noexcept { saved_step_.reset(); }
 
  private:
+  void note_metric(const RunValues& values);
   void save(RunContext& context);
   void settle(RunContext& context);
   void collect(RunContext& context);
@@ -75,6 +80,7 @@ class CheckpointSaverHook final : public SessionRunHook {
   SecondOrStepTimer timer_;
   std::shared_ptr<Saver> saver_;
   std::optional<std::int64_t> saved_step_;  ///< the newest step that was restored or whose save was started
+  Metric metric_;                           ///< of the newest step
   std::exception_ptr failure_;              ///< of the newest save that has ended
   int running_ = 0;                         ///< saves whose result was not yet taken
 };

@@ -1,13 +1,20 @@
 #include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <string_view>
+#include <vector>
 
+#include <elf.h>
+#include <link.h>
 #include <sys/random.h>
 #include <unistd.h>
 
+#include <lockstep/base/digest.hpp>
 #include <lockstep/base/process.hpp>
 
 namespace lockstep {
@@ -55,6 +62,44 @@ std::int64_t SystemIdentity::job_restarts() const {
   // Not set in a job's first run.
   const char* count = std::getenv("SLURM_RESTART_COUNT");
   return count == nullptr ? 0 : std::strtoll(count, nullptr, 10);
+}
+
+std::string SystemIdentity::program() const {
+  std::string id;
+  const auto of_main_program = [](dl_phdr_info* info, std::size_t, void* result) {
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const ElfW(Phdr)& segment = info->dlpi_phdr[i];
+      if (segment.p_type != PT_NOTE) continue;
+      const auto* at = reinterpret_cast<const std::byte*>(info->dlpi_addr + segment.p_vaddr);
+      const auto* end = at + segment.p_memsz;
+      const auto padded = [](std::size_t size) { return (size + 3) / 4 * 4; };
+      while (at + sizeof(ElfW(Nhdr)) <= end) {
+        ElfW(Nhdr) note;
+        std::memcpy(&note, at, sizeof note);
+        const auto* name = at + sizeof note;
+        const auto* bytes = name + padded(note.n_namesz);
+        if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4 && std::memcmp(name, "GNU", 4) == 0) {
+          constexpr std::string_view kDigits = "0123456789abcdef";
+          for (std::size_t b = 0; b < note.n_descsz; ++b) {
+            *static_cast<std::string*>(result) += kDigits[std::to_integer<unsigned>(bytes[b]) >> 4];
+            *static_cast<std::string*>(result) += kDigits[std::to_integer<unsigned>(bytes[b]) & 15];
+          }
+        }
+        at = bytes + padded(note.n_descsz);
+      }
+    }
+    return 1;  // the first object is the program itself
+  };
+  dl_iterate_phdr(of_main_program, &id);
+  if (!id.empty()) return "build id " + id;
+  std::ifstream file("/proc/self/exe", std::ios::binary);
+  if (!file) return {};
+  Hasher hasher;
+  std::vector<char> piece(std::size_t{1} << 20);
+  while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())), file.gcount() > 0) {
+    hasher.update(std::string_view(piece.data(), static_cast<std::size_t>(file.gcount())));
+  }
+  return "digest " + hasher.digest().hex();
 }
 
 std::uint64_t SystemIdentity::nonce() {

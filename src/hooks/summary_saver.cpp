@@ -1,9 +1,12 @@
+#include <utility>
+
 #include <lockstep/hooks/summary_saver.hpp>
 
 namespace lockstep {
 
-SummarySaverHook::SummarySaverHook(std::optional<std::int64_t> save_steps, std::optional<double> save_secs)
-    : timer_(save_secs, save_steps) {}
+SummarySaverHook::SummarySaverHook(std::optional<std::int64_t> save_steps, std::optional<double> save_secs,
+                                   Write write)
+    : timer_(save_secs, save_steps), write_(std::move(write)) {}
 
 void SummarySaverHook::begin(RunContext& context) {
   context.agree_on(timer_);
@@ -18,6 +21,7 @@ void SummarySaverHook::after_run(RunContext& context, const RunValues& values) {
   if (first_) summary.session_start(step);
   first_ = false;
   for (const auto& value : values.values().all()) summary.scalar(value.name, value.value, step);
+  if (write_) write_(summary, context.state(), step);
 }
 
 void SummarySaverHook::end(RunContext& context) {

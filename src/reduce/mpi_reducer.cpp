@@ -9,7 +9,7 @@ namespace lockstep {
 /// Packs a ballot into floats and reads the sum of all ranks' floats back. A friend of Tally.
 class MpiBallot {
  public:
-  static constexpr std::size_t kFloats = kSays + kMaxTimers + 1 + kMaxValues + 1;
+  static constexpr std::size_t kFloats = kSays + kMaxTimers + 1 + kMaxValues + 3;
 
   static void pack(const Tally& ballot, std::span<float> out) {
     std::size_t at = 0;
@@ -18,6 +18,8 @@ class MpiBallot {
     for (int bit = 0; bit < kMaxTimers; ++bit) out[at++] = ballot.timer(bit) ? 1 : 0;
     out[at++] = static_cast<float>(ballot.wait_sum_);
     for (const double value : ballot.values_) out[at++] = static_cast<float>(value);
+    out[at++] = static_cast<float>(ballot.contributors_);
+    out[at++] = static_cast<float>(ballot.micro_batches_);
     out[at++] = 1;  // this rank
   }
 
@@ -32,6 +34,8 @@ class MpiBallot {
     }
     tally.wait_sum_ = sum[at++];
     for (double& value : tally.values_) value = sum[at++];
+    tally.contributors_ = static_cast<std::int32_t>(sum[at++]);
+    tally.micro_batches_ = static_cast<std::int64_t>(sum[at++]);
     tally.ranks_ = static_cast<std::int32_t>(sum[at]);
     tally.wait_min_ = 0;
     tally.wait_min_rank_ = Tally::kNobody;

@@ -14,7 +14,11 @@ void Tally::set_values(std::span<const double> values, std::uint64_t names) {
     throw UsageError("a step returned " + std::to_string(values.size()) + " values (at most " +
                      std::to_string(kMaxValues) + " can travel with it); return fewer");
   }
-  std::copy(values.begin(), values.end(), values_.begin());
+  if (contributors_ == 0) {
+    std::fill_n(values_.begin(), values.size(), 0.0);
+  } else {
+    std::copy(values.begin(), values.end(), values_.begin());
+  }
   value_count_ = static_cast<std::int32_t>(values.size());
   names_min_ = names_max_ = names;
 }
@@ -37,6 +41,8 @@ void Tally::add(const Tally& other) {
   }
   for (std::size_t i = 0; i < first_.size(); ++i) first_[i] = std::min(first_[i], other.first_[i]);
   ranks_ += other.ranks_;
+  contributors_ += other.contributors_;
+  micro_batches_ += other.micro_batches_;
   signal_ = std::max(signal_, other.signal_);
   value_count_ = std::max(value_count_, other.value_count_);
   timers_ |= other.timers_;

@@ -51,7 +51,7 @@ inline void check_saving_and_restoring(const Communicator& world) {
   int initialized = 0;
   int local = 0;
   options.scaffold.init_fn = [&](State&) { ++initialized; };
-  options.scaffold.local_init_fn = [&](State& state) {
+  options.scaffold.local_init = [&](State& state) {
     ++local;
     CHECK(state.global_step() == 2);  // after the state has its values
   };
@@ -315,11 +315,11 @@ inline void check_late_end_of_input(const Communicator& world) {
 // --- errors ---
 
 inline const std::vector<std::string>& all_phases() {
-  static const std::vector<std::string> phases = {"begin",         "init_fn",
-                                                  "local_init_fn", "after_create_session",
-                                                  "before_run",    "before_reduce",
-                                                  "after_reduce",  "slice",
-                                                  "after_run",     "end"};
+  static const std::vector<std::string> phases = {"begin",        "init_fn",
+                                                  "local_init",   "after_create_session",
+                                                  "before_run",   "before_reduce",
+                                                  "after_reduce", "slice",
+                                                  "after_run",    "end"};
   return phases;
 }
 
@@ -338,14 +338,14 @@ inline void check_error(const Communicator& world, int who, const std::string& p
   options.config.ranks_per_node = per_node;
   options.config.share_parameters = shared;
   const auto boom = [&](std::string_view now, std::int64_t number) {
-    const bool in_step = phase != "end" && now != "begin" && now != "init_fn" && now != "local_init_fn" &&
+    const bool in_step = phase != "end" && now != "begin" && now != "init_fn" && now != "local_init" &&
                          now != "after_create_session";
     if (world.rank() == who && now == phase && (!in_step || number == 2)) {
       throw DataError("boom in " + std::string(phase));
     }
   };
   options.scaffold.init_fn = [&](State&) { boom("init_fn", 0); };
-  options.scaffold.local_init_fn = [&](State&) { boom("local_init_fn", 0); };
+  options.scaffold.local_init = [&](State&) { boom("local_init", 0); };
   const auto recorder = std::make_shared<Recorder>([&](std::string_view now, RunContext& context) {
     boom(now, now == "after_run" ? context.global_step() - 1 : context.global_step());
   });
@@ -375,8 +375,8 @@ inline void check_error(const Communicator& world, int who, const std::string& p
   const std::string by = who == 0 ? "" : "rank " + std::to_string(who) + ": ";
   CHECK(error == "DataError: " + by + "boom in " + phase);
   const bool created = session != nullptr;
-  CHECK(created == (phase != "begin" && phase != "init_fn" && phase != "local_init_fn" &&
-                    phase != "after_create_session"));
+  CHECK(created ==
+        (phase != "begin" && phase != "init_fn" && phase != "local_init" && phase != "after_create_session"));
   if (created) {
     CHECK(session->should_stop());
     CHECK_THROWS_AS(session->run(plain_step), UsageError);

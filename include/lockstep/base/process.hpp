@@ -27,6 +27,10 @@ class ProcessIdentity {
   /// is gone, wherever it ran.
   virtual std::int64_t job_restarts() const { return 0; }
 
+  /// What tells this program from others and from other builds of it (the linker's build id, or a digest of
+  /// the file), or empty when that is not known.
+  virtual std::string program() const { return {}; }
+
   /// A number that no other process draws (for temporary names).
   virtual std::uint64_t nonce() = 0;
 };
@@ -39,6 +43,7 @@ class SystemIdentity final : public ProcessIdentity {
   std::optional<std::uint64_t> start_time(std::int64_t pid) const override;
   std::string job_id() const override;
   std::int64_t job_restarts() const override;
+  std::string program() const override;
   std::uint64_t nonce() override;
 };
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <lockstep/base/clock.hpp>
+#include <lockstep/base/error.hpp>
 #include <lockstep/base/log.hpp>
 #include <lockstep/hooks/feeds.hpp>
 #include <lockstep/hooks/second_or_step_timer.hpp>
@@ -19,6 +20,8 @@
 #include <lockstep/state/state.hpp>
 
 namespace lockstep {
+
+class Coordinator;
 
 /// All that a hook can reach of the session that calls it.
 class RunContext {
@@ -66,6 +69,9 @@ class RunContext {
   /// step, from values that all ranks share.
   using Deliver = std::function<void(const std::vector<std::string>& texts)>;
   virtual void gather(std::string text, Deliver deliver) = 0;
+
+  /// For threads of hooks (lockstep/session/coordinator.hpp), from `after_create_session` on. Local.
+  virtual Coordinator& coordinator() { throw UsageError("this context has no coordinator"); }
 };
 
 /// What a step has yielded, the same on all ranks.

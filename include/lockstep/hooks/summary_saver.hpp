@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 
 #include <lockstep/hooks/session_run_hook.hpp>
@@ -13,8 +14,12 @@ namespace lockstep {
 /// Logically collective: every rank adds one. Only the chief writes.
 class SummarySaverHook final : public SessionRunHook {
  public:
-  /// At least one interval; see SecondOrStepTimer for errors.
-  SummarySaverHook(std::optional<std::int64_t> save_steps, std::optional<double> save_secs = std::nullopt);
+  /// Writes more than the step's values; on the chief.
+  using Write = std::function<void(SummaryWriter&, const State&, std::int64_t step)>;
+
+  /// At least one interval; see SecondOrStepTimer for errors. `write` may be null.
+  SummarySaverHook(std::optional<std::int64_t> save_steps, std::optional<double> save_secs = std::nullopt,
+                   Write write = nullptr);
 
   std::string_view name() const override { return "summary_saver"; }
   std::string describe() const override { return "summary_saver " + timer_.describe(); }
@@ -25,6 +30,7 @@ class SummarySaverHook final : public SessionRunHook {
 
  private:
   SecondOrStepTimer timer_;
+  Write write_;
   bool first_ = true;
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -8,8 +9,18 @@
 namespace lockstep {
 
 /// What a rank may say with a step.
-enum class Says : std::uint8_t { stop, signal, error, not_finite, save, end_of_input, save_failed };
-inline constexpr int kSays = 7;
+enum class Says : std::uint8_t {
+  stop,
+  signal,
+  error,
+  not_finite,
+  save,
+  end_of_input,
+  save_failed,
+  thread_failed,
+  closing
+};
+inline constexpr int kSays = 9;
 
 /// How many named values (loss, accuracy...) may travel with a step.
 inline constexpr int kMaxValues = 16;
@@ -29,7 +40,7 @@ class Tally {
   /// What `rank` says at first: nothing.
   explicit Tally(std::int32_t rank) : Tally() {
     rank_ = rank;
-    ranks_ = 1;
+    ranks_ = contributors_ = 1;
   }
 
   void say(Says what) { first_[static_cast<std::size_t>(what)] = rank_; }
@@ -53,8 +64,17 @@ class Tally {
   /// A rank's own values, in an order that is the same on all ranks; `names` is a digest of their names.
   void set_values(std::span<const double> values, std::uint64_t names);
   int value_count() const { return value_count_; }
-  double value_mean(int i) const { return values_[static_cast<std::size_t>(i)] / ranks_; }
+  /// Over the ranks that contribute.
+  double value_mean(int i) const { return values_[static_cast<std::size_t>(i)] / std::max(contributors_, 1); }
   double value_sum(int i) const { return values_[static_cast<std::size_t>(i)]; }
+
+  /// This rank has no part in the step's sums and means; before set_values, whose numbers then count as 0.
+  void abstain() { contributors_ = 0; }
+  std::int32_t contributors() const { return contributors_; }  ///< ranks that do have a part
+
+  /// Micro-batches that this rank has summed.
+  void set_micro_batches(std::int64_t count) { micro_batches_ = count; }
+  std::int64_t micro_batches() const { return micro_batches_; }
 
   /// How long this rank, which is on node `node`, waited for others in the step before.
   void set_wait(double seconds, std::int32_t node);
@@ -84,10 +104,12 @@ class Tally {
   std::array<std::int32_t, kSays> first_{};
   std::int32_t rank_ = kNobody;
   std::int32_t ranks_ = 0;
+  std::int32_t contributors_ = 0;
   std::int32_t signal_ = 0;
   std::int32_t value_count_ = 0;
   std::int32_t wait_min_rank_ = kNobody;
   std::int32_t wait_min_node_ = 0;
+  std::int64_t micro_batches_ = 0;
   std::uint64_t timers_ = 0;
   std::uint64_t elements_min_ = 0;
   std::uint64_t elements_max_ = 0;

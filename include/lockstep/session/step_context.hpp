@@ -43,6 +43,16 @@ class StepContext {
     return reduce(gradients, none);
   }
 
+  /// This rank has run out of data and the others may have more: it has no part in this step's sums and
+  /// means, whose canonical order over the rest stays as it is. Instead of begin_micro_batch; then reduce as
+  /// usual (gradients given to `reduce` are ignored), return values of the same names, and update with the
+  /// sum. A step in which no rank has a part is dropped on all, and all stop cleanly. Local.
+  virtual void contribute_nothing() = 0;
+
+  /// After reducing: over how many ranks and micro-batches the sum goes. Local; the same on all ranks.
+  virtual int contributing_ranks() const = 0;
+  virtual std::int64_t contributing_micro_batches() const = 0;
+
   // The same in pieces, for steps that own several micro-batches or share parameters between ranks; see
   // Reducer.
 

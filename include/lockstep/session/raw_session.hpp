@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include <lockstep/session/step_context.hpp>
+
+namespace lockstep {
+
+/// A session without its hooks: the state, and what the ranks do together. Made by a SessionCreator; one
+/// thread uses it.
+class RawSession {
+ public:
+  using Step = std::function<StepValues(StepContext&)>;
+
+  virtual ~RawSession() = default;
+  RawSession() = default;
+  RawSession(const RawSession&) = delete;
+  RawSession& operator=(const RawSession&) = delete;
+
+  virtual State& state() = 0;                    ///< Local.
+  virtual int rank() const = 0;                  ///< Local.
+  virtual int ranks() const = 0;                 ///< Local.
+  virtual std::int64_t global_step() const = 0;  ///< Local; the same on all ranks between steps.
+
+  /// Runs `step` without hooks, for what is no training step (an evaluation, a sum over ranks): the global
+  /// step stays, and timers, signals and wishes wait for the next step with hooks. Returns the values,
+  /// reduced. Collective; throws as MonitoredSession::run.
+  virtual StepValues run(const Step& step) = 0;
+};
+
+}  // namespace lockstep

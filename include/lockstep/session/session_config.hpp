@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+
+#include <lockstep/base/clock.hpp>
+#include <lockstep/base/executor.hpp>
+#include <lockstep/base/files.hpp>
+#include <lockstep/base/log.hpp>
+#include <lockstep/base/process.hpp>
+#include <lockstep/base/signals.hpp>
+#include <lockstep/reduce/reducer.hpp>
+
+namespace lockstep {
+
+/// How a session sums, shares and what it stands on. The seams have real defaults; tests pass others.
+struct SessionConfig {
+  ReductionKind reduction = ReductionKind::canonical;
+  std::int64_t micro_batches = 0;  ///< a step; 0: one a rank
+  bool share_parameters = false;   ///< one copy a node, of which each rank updates its slice
+  int ranks_per_node = 0;          ///< above 0: pretend that nodes are that small (tests)
+
+  double max_run_secs = 0;  ///< stop with a save when the session is this old; 0: off
+  bool stop_on_save_failure = false;
+  int max_recoveries = 10;  ///< after AbortedError, without a step that was completed in between
+
+  bool fresh = false;                       ///< set existing checkpoints aside and begin anew
+  std::string restore_from = {};            ///< base name of the checkpoint to go on from; empty: the newest
+  std::set<std::string> allow_change = {};  ///< settings that may differ from the checkpoint's
+  std::string steal = {};                   ///< job id of a holder of the directory that may be pushed out
+  std::string identity = {};                ///< what else must be equal on all ranks (version, options)
+
+  std::shared_ptr<FileSystem> files = std::make_shared<PosixFileSystem>();
+  std::shared_ptr<Clock> clock = std::make_shared<SystemClock>();
+  std::shared_ptr<Executor> executor = std::make_shared<ThreadExecutor>();
+  std::shared_ptr<Signals> signals = std::make_shared<NoSignals>();
+  std::shared_ptr<ProcessIdentity> process = std::make_shared<SystemIdentity>();
+  Log log = {};  ///< the chief's; silent by default
+};
+
+}  // namespace lockstep

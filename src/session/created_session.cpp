@@ -1,0 +1,282 @@
+#include "created_session.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <string>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/session/stop_cause.hpp>
+
+namespace lockstep {
+namespace {
+
+/// In place of the names of a step's values: this rank does not run a step, it closes.
+constexpr std::uint64_t kClosing = 0x636c6f73696e67;
+
+}  // namespace
+
+CreatedSession::CreatedSession(SessionGround& ground) : ground_(ground), state_(ground.state) {
+  // A guess until the first step has shown it: a rank that fails in that step must meet the others'
+  // reduction.
+  reduces_ = state_.parameter_elements() > 0;
+  const std::int64_t wanted = ground.config.micro_batches;
+  micro_batches_ = wanted == 0 ? ground.comm.size() : wanted;
+  reducer_ =
+      make_reducer(ground.config.reduction, *ground.topology, state_.parameter_elements(), micro_batches_);
+}
+
+void CreatedSession::begin_step(Speaker* speaker, const Feeds& feeds) {
+  speaker_ = speaker;
+  feeds_ = feeds;
+  ballot_ = Tally(rank());
+  ballot_sent_ = false;
+  unfinished_ = false;
+  abstains_ = false;
+  micro_batches_done_ = 0;
+  failure_.error = nullptr;
+  end_.reset();
+}
+
+void CreatedSession::end_input(std::string reason, std::string phase) {
+  if (!ballot_sent_) {
+    end_ = std::move(reason);
+    return;
+  }
+  failure_ = {std::make_exception_ptr(UsageError(
+                  "a step threw EndOfInput after it had reduced, when the others could no longer drop the "
+                  "step; look for data before reducing")),
+              std::move(phase), state_.global_step()};
+}
+
+void CreatedSession::set_ballot_values(const StepValues& values) {
+  std::array<double, kMaxValues> numbers;
+  std::size_t count = 0;
+  for (const auto& value : values.all()) {
+    if (!abstains_ && !std::isfinite(value.value)) ballot_.say(Says::not_finite);
+    numbers[count++] = value.value;
+  }
+  ballot_.set_values({numbers.data(), count}, values.names_digest());
+}
+
+/// `with_sum`: in the shape of a reduction, whatever there is to sum. Ranks whose next collectives meet must
+/// use one shape, or their messages between nodes do not fit: so once a session reduces, ballots of errors,
+/// of ends and of the close have that shape, too.
+void CreatedSession::send_ballot(bool with_sum) {
+  if (speaker_ != nullptr) speaker_->speak(ballot_);
+  if (!abstains_) ballot_.set_micro_batches(micro_batches_done_);
+  ballot_sent_ = true;
+  const auto phase = ground_.trace.phase("reduce");
+  tally_ = in_contact([&] { return with_sum ? reducer_->reduce(ballot_) : reducer_->exchange(ballot_); });
+  ground_.trace.meet();
+}
+
+void CreatedSession::fail_in_disagreement() const {
+  // All ranks have the same tally, so all come here.
+  AgreedFailure failure("ranks disagree");
+  failure.step = state_.global_step();
+  failure.message = fmt::format(
+      "ranks disagree after step {}: some reduce gradients, some do not, or close, or they return "
+      "values of different names; every rank must run the same steps",
+      state_.global_step());
+  failure.error = std::make_exception_ptr(EnvironmentError(failure.message));
+  throw AgreedFailure(std::move(failure));
+}
+
+void CreatedSession::agree_on_failure() const {
+  try {
+    agree(ground_.comm, failure_);
+  } catch (AgreedFailure& failure) {
+    // Ranks that close cannot take part in a recovery.
+    if (tally_.anyone_says(Says::closing)) failure.recoverable = false;
+    throw;
+  }
+}
+
+CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool counts) {
+  const bool alone = !ballot_sent_;
+  if (alone) {
+    const bool takes_part = !failure_ && !end_;
+    if (failure_) {
+      ballot_.say(Says::error);
+    } else if (end_) {
+      ballot_.say(Says::end_of_input);
+    } else {
+      set_ballot_values(values);
+    }
+    // A rank that failed before reducing meets the others in their reduction. So does, between nodes, a
+    // ballot that is no training step's.
+    send_ballot(reduces_ && (!takes_part || (!counts && ground_.topology->nodes > 1)));
+  } else {
+    if (failure_ && unfinished_ && shares_parameters()) spoil_my_slice();
+    finish();
+  }
+  if (tally_.anyone_says(Says::error)) agree_on_failure();
+  if (tally_.anyone_says(Says::end_of_input)) {
+    const int who = tally_.first_rank(Says::end_of_input);
+    return {false, ground_.comm.broadcast_text(end_.value_or(""), who), who};
+  }
+  if (!tally_.agrees()) fail_in_disagreement();
+  if (tally_.contributors() == 0) return {false, "end of input", StopCause::kAll};
+  if (alone) {
+    for (int i = 0; i < tally_.value_count(); ++i) {
+      values.all()[static_cast<std::size_t>(i)].value = tally_.value_mean(i);
+    }
+  }
+  if (counts) {
+    reduces_ = tally_.elements() > 0;
+    state_.set_global_step(state_.global_step() + 1);
+  }
+  return {};
+}
+
+void CreatedSession::tell_late(const Failure& failure) {
+  const Failure mine = failure;
+  begin_step(nullptr);
+  failure_ = mine;
+  StepValues none;
+  complete_step(none, false);
+  throw InternalError("a failure was told and nobody heard it");
+}
+
+CreatedSession::Ended CreatedSession::tell_late_end(std::string reason) {
+  begin_step(nullptr);
+  end_ = std::move(reason);
+  StepValues none;
+  return complete_step(none, false);
+}
+
+void CreatedSession::agree_to_close(Speaker* speaker) {
+  for (;;) {
+    begin_step(speaker);
+    ballot_.say(Says::closing);
+    ballot_.set_values({}, kClosing);
+    send_ballot(reduces_);
+    if (tally_.anyone_says(Says::error)) agree_on_failure();
+    if (!tally_.anyone_says(Says::end_of_input)) break;
+    // That rank will close next, too.
+    ground_.comm.broadcast_text("", tally_.first_rank(Says::end_of_input));
+  }
+  if (!tally_.agrees()) fail_in_disagreement();
+}
+
+/// This rank failed where it should have updated its slice, and the others do not know yet. Shared parameters
+/// that were updated in part must not look like a step: what is not finite is never saved.
+void CreatedSession::spoil_my_slice() {
+  const ElementRange mine = reducer_->slice();
+  std::ranges::fill(state_.parameters().subspan(mine.first, mine.size()),
+                    std::numeric_limits<float>::quiet_NaN());
+}
+
+StepValues CreatedSession::run(const Step& step) {
+  StepValues values;
+  try {
+    begin_step(nullptr);
+    attempt([&] { values = step(*this); }, [] { return std::string("a step without hooks"); });
+    const Ended ended = complete_step(values, false);
+    if (failure_) tell_late(failure_);
+    if (!ended.ran) {
+      ended_ = ended;
+      throw EndOfInput(ended.reason);
+    }
+  } catch (const AgreedFailure& failure) {
+    failed_ = failure;
+    std::rethrow_exception(failure.error);
+  } catch (const DeadlineExceeded&) {
+    lost_ = std::current_exception();
+    throw;
+  }
+  return values;
+}
+
+std::optional<CreatedSession::Ended> CreatedSession::take_news() {
+  if (lost_) std::rethrow_exception(lost_);
+  if (failed_) throw AgreedFailure(*std::exchange(failed_, std::nullopt));
+  return std::exchange(ended_, std::nullopt);
+}
+
+std::span<const float> CreatedSession::reduce(std::span<const float> gradients, StepValues& local) {
+  if (shares_parameters()) {
+    throw UsageError(
+        "reduce(gradients) is for parameters of one's own; with share_parameters use begin_micro_batch, "
+        "update "
+        "slice() and call finish");
+  }
+  if (reducer_->micro_batches().size() != 1) {
+    throw UsageError("reduce(gradients) is for one micro-batch a rank; use begin_micro_batch for others");
+  }
+  if (!abstains_) {
+    if (gradients.size() != state_.parameter_elements()) {
+      throw UsageError(
+          fmt::format("reduce() got {} gradients (the state has {} parameter elements, padding included)",
+                      gradients.size(), state_.parameter_elements()));
+    }
+    std::ranges::copy(gradients, begin_micro_batch().begin());
+    end_micro_batch();
+  }
+  set_ballot_values(local);
+  reduce_micro_batches();
+  finish();
+  for (int i = 0; i < tally_.value_count(); ++i) {
+    local.all()[static_cast<std::size_t>(i)].value = tally_.value_mean(i);
+  }
+  return reducer_->sum().first(state_.parameter_elements());
+}
+
+void CreatedSession::contribute_nothing() {
+  if (ballot_sent_ || micro_batches_done_ != 0 || abstains_) {
+    throw UsageError("contribute_nothing() comes once, before micro-batches and before reducing");
+  }
+  // -0 leaves every number that it is added to as it is, +0 too.
+  const auto owned = reducer_->micro_batches();
+  for (auto m = owned.first; m < owned.last; ++m) {
+    std::ranges::fill(begin_micro_batch(), -0.0F);
+    end_micro_batch();
+  }
+  abstains_ = true;
+  ballot_.abstain();
+}
+
+std::span<float> CreatedSession::begin_micro_batch() {
+  if (abstains_)
+    throw UsageError("begin_micro_batch() after contribute_nothing(); a rank does one or the other");
+  return in_contact([&] { return reducer_->begin_micro_batch(); });
+}
+
+void CreatedSession::end_micro_batch() {
+  reducer_->end_micro_batch();
+  ++micro_batches_done_;
+}
+
+void CreatedSession::reduce_micro_batches() {
+  if (ballot_sent_) throw UsageError("a step reduces twice; sum everything in one go");
+  if (micro_batches_done_ != reducer_->micro_batches().size()) {
+    throw UsageError(fmt::format("a step reduces after {} micro-batches ({} are this rank's); compute all",
+                                 micro_batches_done_, reducer_->micro_batches().size()));
+  }
+  send_ballot(true);
+  if (tally_.anyone_says(Says::error) || tally_.anyone_says(Says::end_of_input) || !tally_.agrees() ||
+      tally_.contributors() == 0) {
+    throw StepAbandoned{};
+  }
+  unfinished_ = true;
+}
+
+ElementRange CreatedSession::slice() const {
+  return shares_parameters() ? reducer_->slice() : ElementRange{0, state_.parameter_elements()};
+}
+
+void CreatedSession::finish() {
+  if (!unfinished_) return;
+  unfinished_ = false;
+  // MPI's sum is whole on every rank already, and nobody reads what is another's.
+  if (ground_.config.reduction == ReductionKind::mpi && !shares_parameters()) return;
+  const auto phase = ground_.trace.phase("finish");
+  in_contact([&] { reducer_->finish(); });
+}
+
+}  // namespace lockstep

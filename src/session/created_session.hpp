@@ -1,0 +1,166 @@
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/restore.hpp>
+#include <lockstep/session/raw_session.hpp>
+#include <lockstep/session/step_context.hpp>
+
+#include "failure.hpp"
+#include "session_ground.hpp"
+
+namespace lockstep {
+
+/// Thrown through a step when the tally says that nobody goes on with it. Not an Error: no user code should
+/// catch it.
+struct StepAbandoned {};
+
+/// One step of all ranks: the reduction, and the ballot that travels with it. In turn: `begin_step`;
+/// `attempt` what the user does; `complete_step`, after which all ranks know how it went.
+class CreatedSession final : public RawSession, public StepContext {
+ public:
+  explicit CreatedSession(SessionGround& ground);
+
+  void set_restored(std::optional<Restored> restored) { restored_ = std::move(restored); }
+  const std::optional<Restored>& restored() const noexcept { return restored_; }
+  const Reducer& reducer() const noexcept { return *reducer_; }
+  const Tally& tally() const noexcept { return tally_; }
+
+  /// Adds to a ballot what is not known before it leaves.
+  class Speaker {
+   public:
+    virtual ~Speaker() = default;
+    virtual void speak(Tally& ballot) = 0;
+  };
+
+  /// `speaker` may be null. Local.
+  void begin_step(Speaker* speaker, const Feeds& feeds = {});
+
+  Feeds& feeds() noexcept { return feeds_; }
+
+  /// Runs what may throw on this rank alone, in the phase that `phase()` then names; what it throws is told
+  /// in complete_step. Throws only DeadlineExceeded, where a rank is missing.
+  template <class Work, class Phase>
+  void attempt(Work&& work, Phase&& phase) {
+    try {
+      work();
+    } catch (const StepAbandoned&) {
+      // The tally says why.
+    } catch (const EndOfInput& end) {
+      end_input(end.what(), phase());
+    } catch (...) {
+      failure_ = current_failure(phase(), state_.global_step());
+    }
+    if (lost_) std::rethrow_exception(lost_);
+  }
+
+  /// How a step ended, the same on all ranks.
+  struct Ended {
+    bool ran = true;     ///< false: dropped, since the input ended
+    std::string reason;  ///< of an end
+    int rank = 0;        ///< that told the end first, or StopCause::kAll
+  };
+
+  /// Brings the step to a state in which all ranks know how it went; the values become the reduced ones, and
+  /// the global step moves on if it `counts`. Throws AgreedFailure if any rank failed before the ballots.
+  /// Collective.
+  Ended complete_step(StepValues& values, bool counts);
+
+  /// What this rank threw after the ballot of its step had left. To be told with tell_late once all that
+  /// follows from the tally is done.
+  const Failure& late_failure() const noexcept { return failure_; }
+
+  /// Tells a failure, or an end of input, that came after the ballot of its step: the others hear of it in
+  /// their next collective, be that of a step or of the close. The first throws AgreedFailure. Collective.
+  [[noreturn]] void tell_late(const Failure& failure);
+  Ended tell_late_end(std::string reason);
+
+  /// What steps without hooks brought that whoever called for them must heed: a failure or a lost rank, which
+  /// is thrown, or an end.
+  std::optional<Ended> take_news();
+
+  /// A ballot of ranks that close. On return all do. Throws AgreedFailure. Collective.
+  void agree_to_close(Speaker* speaker);
+
+  // RawSession
+  State& state() override { return state_; }
+  int rank() const override { return ground_.comm.rank(); }
+  int ranks() const override { return ground_.comm.size(); }
+  std::int64_t global_step() const override { return state_.global_step(); }
+  StepValues run(const Step& step) override;
+
+  // StepContext
+  std::int64_t number() const override { return state_.global_step(); }
+  const Feeds& feeds() const override { return feeds_; }
+  StepTrace& trace() override { return ground_.trace; }
+  std::span<const float> reduce(std::span<const float> gradients, StepValues& local) override;
+  void contribute_nothing() override;
+  int contributing_ranks() const override { return tally_.contributors(); }
+  std::int64_t contributing_micro_batches() const override { return tally_.micro_batches(); }
+  MicroBatchRange micro_batches() const override { return reducer_->micro_batches(); }
+  std::int64_t micro_batches_in_step() const override { return micro_batches_; }
+  std::span<float> begin_micro_batch() override;
+  void end_micro_batch() override;
+  void say_not_finite() override { ballot_.say(Says::not_finite); }
+  void reduce_micro_batches() override;
+  ElementRange slice() const override;
+  bool shares_parameters() const override { return ground_.config.share_parameters; }
+  std::span<const float> sum() const override { return reducer_->sum(); }
+  void finish() override;
+
+ private:
+  void end_input(std::string reason, std::string phase);
+  void set_ballot_values(const StepValues& values);
+  void send_ballot(bool with_sum);
+  void spoil_my_slice();
+  void agree_on_failure() const;
+  [[noreturn]] void fail_in_disagreement() const;
+
+  /// Runs what waits for other ranks inside the user's step, where a wait that reached its limit must be told
+  /// from a DeadlineExceeded of the user.
+  template <class Work>
+  std::invoke_result_t<Work> in_contact(Work&& work) {
+    try {
+      return work();
+    } catch (const DeadlineExceeded& missing) {
+      lost_ = std::make_exception_ptr(
+          DeadlineExceeded(fmt::format("in step {}: {}", state_.global_step() + 1, missing.what())));
+      std::rethrow_exception(lost_);
+    }
+  }
+
+  SessionGround& ground_;
+  State& state_;
+  std::unique_ptr<Reducer> reducer_;
+  std::int64_t micro_batches_ = 0;  ///< of a step, over all ranks
+  std::optional<Restored> restored_;
+  bool reduces_ = false;  ///< the last step reduced gradients; before the first, a guess
+
+  // Of the step under way.
+  Speaker* speaker_ = nullptr;
+  Feeds feeds_;
+  Tally ballot_;
+  Tally tally_;
+  bool ballot_sent_ = false;
+  bool unfinished_ = false;  ///< has reduced and not called finish
+  bool abstains_ = false;
+  std::int64_t micro_batches_done_ = 0;
+  Failure failure_;
+  std::optional<std::string> end_;  ///< this rank's input ended, or it wants no step
+  std::exception_ptr lost_;         ///< a wait reached its limit
+
+  // Of steps without hooks.
+  std::optional<Ended> ended_;
+  std::optional<AgreedFailure> failed_;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,474 @@
+#include "hooked_session.hpp"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/base/signals.hpp>
+#include <lockstep/checkpoint/probe.hpp>
+#include <lockstep/summary/event_writer.hpp>
+
+namespace lockstep {
+
+/// What a function given to run_step_fn sees.
+class HookedSession::StepFn final : public StepFnContext {
+ public:
+  explicit StepFn(HookedSession& hooked) : hooked_(hooked) {}
+
+  RawSession& session() override { return *hooked_.session_; }
+
+  StepValues run_with_hooks(const RawSession::Step& step, const Feeds& feeds) override {
+    if (hooked_.stopping()) {
+      throw UsageError("run_with_hooks() although should_stop() is true; return from the step function");
+    }
+    try {
+      return hooked_.run(step, feeds);
+    } catch (const AgreedFailure& failure) {
+      failed = failure;
+      std::rethrow_exception(failure.error);
+    } catch (const DeadlineExceeded&) {
+      lost = std::current_exception();
+      throw;
+    }
+  }
+
+  [[noreturn]] void request_stop(std::string_view reason) override {
+    asked = true;
+    throw EndOfInput(std::string(reason));
+  }
+
+  bool asked = false;
+  std::optional<AgreedFailure> failed;
+  std::exception_ptr lost;
+
+ private:
+  HookedSession& hooked_;
+};
+
+HookedSession::HookedSession(SessionGround& ground, Hooks hooks, Hooks chief_only_hooks) : ground_(ground) {
+  if (ground.comm.is_chief()) hooks_ = std::move(chief_only_hooks);
+  chief_only_count_ = hooks_.size();
+  hooks_.insert(hooks_.end(), hooks.begin(), hooks.end());
+  for (const auto& hook : hooks_) after_run_order_.push_back(hook.get());
+}
+
+std::string HookedSession::describe() const {
+  std::string text;
+  for (const auto& hook : hooks_) {
+    if (!hook) throw UsageError("a hook is null");
+  }
+  for (std::size_t i = chief_only_count_; i < hooks_.size(); ++i) text += hooks_[i]->describe() + "\n";
+  return text;
+}
+
+void HookedSession::begin() {
+  Failure failure;
+  in_begin_ = true;
+  phase_ = "begin";
+  try {
+    find_saver();
+    std::ranges::stable_partition(after_run_order_,
+                                  [](const SessionRunHook* hook) { return !hook->looks_last(); });
+    for (; begun_ < hooks_.size(); ++begun_) {
+      hook_ = hooks_[begun_].get();
+      hooks_[begun_]->begin(*this);
+    }
+  } catch (...) {
+    failure = current_failure(phase(), global_step());
+  }
+  in_begin_ = false;
+  hook_ = nullptr;
+  phase_ = "the program";
+  agree(ground_.start, failure);
+}
+
+/// A directory has one saver.
+void HookedSession::find_saver() {
+  for (const auto& hook : hooks_) {
+    const auto found = std::dynamic_pointer_cast<CheckpointSaverHook>(hook);
+    if (!found) continue;
+    if (saver_) {
+      throw UsageError(
+          fmt::format("two hooks save checkpoints ('{}' and '{}'), but a directory has one saver; set "
+                      "save_checkpoint_secs and save_checkpoint_steps to 0 to use your own alone",
+                      saver_->describe(), found->describe()));
+    }
+    if (ground_.options.checkpoint_dir.empty()) {
+      throw UsageError(fmt::format("'{}' has nowhere to save to; set checkpoint_dir", found->describe()));
+    }
+    saver_ = found;
+  }
+}
+
+void HookedSession::open(CreatedSession& session, Coordinator& coordinator,
+                         const std::function<void()>& ready) {
+  session_ = &session;
+  coordinator_ = &coordinator;
+  attach_saver();
+  open_summaries();
+  ready();
+  Failure failure;
+  phase_ = "after_create_session";
+  try {
+    for (const auto& hook : hooks_) {
+      hook_ = hook.get();
+      hook->after_create_session(*this);
+    }
+  } catch (...) {
+    failure = current_failure(phase(), global_step());
+  }
+  hook_ = nullptr;
+  phase_ = "the program";
+  agree(ground_.start, failure);
+}
+
+void HookedSession::attach_saver() {
+  if (ground_.options.checkpoint_dir.empty()) return;
+  SessionConfig& config = ground_.config;
+  std::shared_ptr<Saver> saver;
+  ground_.on_chief("the chief to probe the checkpoint directory", "", [&] {
+    if (!saver_) return;
+    RunDirectory& run = *ground_.directory;
+    saver =
+        std::make_shared<Saver>(run.directory(), ground_.state.entries(), ground_.options.scaffold.saver,
+                                *config.clock, *config.executor, ground_.log, run.token(), *config.process);
+    probe_directory(*run.directory(), saver->image_bytes(), *config.process);
+  });
+  const auto& restored = session_->restored();
+  if (saver_) saver_->attach(std::move(saver), restored ? std::optional(restored->step) : std::nullopt);
+}
+
+/// Once it is sure that the run begins: one that is refused leaves no file.
+void HookedSession::open_summaries() {
+  if (ground_.options.summary_dir.empty() || summary_.active()) return;
+  ground_.on_chief("the chief to open its event file", "", [&] {
+    summary_ = SummaryWriter(
+        std::make_unique<EventWriter>(ground_.config.files->create_directory(ground_.options.summary_dir),
+                                      *ground_.config.clock, ground_.config.process->host()),
+        ground_.log);
+  });
+}
+
+void HookedSession::release_saver() {
+  if (saver_) saver_->attach(nullptr, std::nullopt);
+}
+
+void HookedSession::detach() {
+  release_saver();
+  session_ = nullptr;
+  coordinator_ = nullptr;
+}
+
+std::string HookedSession::phase() const {
+  return hook_ == nullptr ? std::string(phase_) : fmt::format("{} of '{}'", phase_, hook_->name());
+}
+
+/// Calls a hook; in a profile the time is its own.
+template <class Work>
+void HookedSession::call(SessionRunHook& hook, Work&& work) {
+  hook_ = &hook;
+  if (ground_.trace.on()) {
+    const auto phase = ground_.trace.phase(hook.name());
+    work();
+  } else {
+    work();
+  }
+  hook_ = nullptr;
+}
+
+/// All ranks are here, after a tally without errors: what they asked for in `gather` can be sent.
+void HookedSession::deliver_gathered(Failure& failure) {
+  if (gathers_.empty()) return;
+  for (const auto& [text, deliver] : std::exchange(gathers_, {})) {
+    const std::vector<std::string> texts = ground_.comm.all_gather_text(text);
+    try {
+      if (ground_.comm.is_chief()) deliver(texts);
+    } catch (...) {
+      if (!failure) failure = current_failure("what a hook gathered", global_step());
+    }
+  }
+}
+
+StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) {
+  CreatedSession& session = *session_;
+  StepValues values;
+  session.begin_step(this, feeds);
+  session.attempt(
+      [&] {
+        phase_ = "before_run";
+        for (const auto& hook : hooks_) {
+          call(*hook, [&] { hook->before_run(*this); });
+        }
+        phase_ = "the step";
+        const auto traced = ground_.trace.phase("step");
+        values = step(session);
+      },
+      [&] { return phase(); });
+  hook_ = nullptr;
+  phase_ = "the program";
+  const CreatedSession::Ended ended = session.complete_step(values, true);
+  if (!ended.ran) heed_end(ended);
+  heed(session.tally());
+  Failure failure = session.late_failure();
+  // Even if this rank has failed since its ballot left: the others do not know and wait for its texts.
+  if (ended.ran) deliver_gathered(failure);
+  if (ended.ran && !failure) {
+    const RunValues run_values(values, session.tally(), global_step());
+    phase_ = "after_run";
+    try {
+      for (SessionRunHook* hook : after_run_order_) {
+        call(*hook, [&] { hook->after_run(*this, run_values); });
+      }
+    } catch (...) {
+      failure = current_failure(phase(), global_step());
+    }
+    hook_ = nullptr;
+    phase_ = "the program";
+  }
+  if (failure) session.tell_late(failure);
+  return ended.ran ? values : StepValues();
+}
+
+void HookedSession::run_step_fn(const std::function<void(StepFnContext&)>& step_fn) {
+  CreatedSession& session = *session_;
+  StepFn context(*this);
+  Failure failure;
+  std::optional<std::string> end;
+  phase_ = "the step function";
+  try {
+    step_fn(context);
+  } catch (const EndOfInput& error) {
+    end = error.what();
+  } catch (...) {
+    phase_ = "the step function";
+    failure = current_failure(phase(), global_step());
+  }
+  phase_ = "the program";
+  // First what all ranks know already.
+  if (context.lost) std::rethrow_exception(context.lost);
+  if (context.failed) throw AgreedFailure(*context.failed);
+  if (const auto ended = session.take_news()) {
+    heed_end(*ended);
+    end.reset();
+  }
+  if (failure) session.tell_late(failure);
+  if (end && !(stopping_ && !context.asked)) heed_end(session.tell_late_end(*end));
+}
+
+/// Adds what is not known before the ballot leaves: signals, timers, wishes, threads that failed.
+void HookedSession::speak(Tally& ballot) {
+  const SessionConfig& config = ground_.config;
+  if (const auto signal = config.signals->received()) ballot.set_signal(*signal);
+  if (coordinator_->should_stop()) {
+    if (coordinator_->failure()) {
+      ballot.say(Says::thread_failed);
+    } else if (wish_.empty()) {
+      wish_ = coordinator_->reason();
+      wish_by_ = "a thread";
+    }
+  }
+  if (!wish_.empty()) ballot.say(Says::stop);
+  if (wants_save_) ballot.say(Says::save);
+  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty() && config.max_run_secs <= 0))
+    return;
+  const Seconds now = config.clock->now();
+  for (std::size_t i = 0; i < timers_.size(); ++i) {
+    if (timers_[i]->seconds_passed(now)) ballot.set_timer(static_cast<int>(i));
+  }
+  for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
+    if (chief_timers_[i]->seconds_passed(now)) ballot.set_timer(kMaxTimers - 1 - static_cast<int>(i));
+  }
+  if (config.max_run_secs > 0 && now - ground_.started >= Seconds(config.max_run_secs)) {
+    out_of_time_ = true;
+    ballot.say(Says::stop);
+  }
+}
+
+void HookedSession::heed_end(const CreatedSession::Ended& ended) {
+  const bool alone = ended.rank != StopCause::kAll;
+  set_stopping({.reason = fmt::format("{} on {}", ended.reason,
+                                      alone ? fmt::format("rank {}", ended.rank) : std::string("all ranks")),
+                .by = "the step",
+                .rank = ended.rank,
+                .step = global_step(),
+                .early = false});
+}
+
+void HookedSession::heed(const Tally& tally) {
+  for (std::size_t i = 0; i < timers_.size(); ++i) timers_[i]->agree(tally.timer(static_cast<int>(i)));
+  for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
+    chief_timers_[i]->agree(tally.timer(kMaxTimers - 1 - static_cast<int>(i)));
+  }
+  if (tally.anyone_says(Says::save)) wants_save_ = false;
+  if (tally.anyone_says(Says::signal)) {
+    const int who = tally.first_rank(Says::signal);
+    set_stopping({.reason = fmt::format("{} on rank {}", signal_name(tally.signal()), who),
+                  .by = "a signal",
+                  .rank = who,
+                  .step = global_step(),
+                  .early = true});
+  }
+  if (tally.anyone_says(Says::stop)) {
+    const int who = tally.first_rank(Says::stop);
+    const bool early = wish_.empty() && out_of_time_;
+    const std::string mine =
+        early ? fmt::format("1the time limit\n{} of {} s", "the time limit", ground_.config.max_run_secs)
+              : fmt::format("0{}\n{}", wish_by_, wish_);
+    const std::string text = ground_.comm.broadcast_text(mine, who);
+    const std::size_t cut = text.find('\n');
+    set_stopping({.reason = text.substr(cut + 1) + (who == 0 ? "" : fmt::format(" (asked by rank {})", who)),
+                  .by = text.substr(1, cut - 1),
+                  .rank = who,
+                  .step = global_step(),
+                  .early = text.front() == '1'});
+  }
+  if (tally.anyone_says(Says::thread_failed)) {
+    try {
+      agree(ground_.comm, thread_failure_here());
+    } catch (const AgreedFailure& failure) {
+      thread_failure_ = failure;
+      stop_for_error(failure);
+    }
+  }
+}
+
+Failure HookedSession::thread_failure_here() const {
+  const std::exception_ptr error = coordinator_->failure();
+  if (!error) return {};
+  const std::string thread = coordinator_->failed_thread();
+  try {
+    std::rethrow_exception(error);
+  } catch (...) {
+    return current_failure(thread.empty() ? "a thread" : fmt::format("thread '{}'", thread), global_step());
+  }
+}
+
+std::optional<AgreedFailure> HookedSession::take_thread_failure() {
+  return std::exchange(thread_failure_, std::nullopt);
+}
+
+void HookedSession::raise_thread_failure() {
+  if (session_->tally().anyone_says(Says::thread_failed)) agree(ground_.comm, thread_failure_here());
+}
+
+void HookedSession::agree_on(SecondOrStepTimer& timer) {
+  if (!in_begin_) throw UsageError("timers are registered in begin()");
+  timer.use_clock(ground_.config.clock);
+  if (!timer.has_seconds()) return;
+  // Timers of chief-only hooks take bits from the other end, so that the bits of the rest agree on all ranks.
+  auto& timers = begun_ < chief_only_count_ ? chief_timers_ : timers_;
+  if (timers_.size() + chief_timers_.size() == kMaxTimers) {
+    throw UsageError(
+        fmt::format("more than {} timers in seconds; use intervals in steps for some", kMaxTimers));
+  }
+  timer.agree(false);
+  timers.push_back(&timer);
+}
+
+void HookedSession::request_stop(std::string_view reason) {
+  if (!wish_.empty()) return;
+  wish_ = reason.empty() ? "no reason given" : reason;
+  wish_by_ = hook_ != nullptr ? hook_->name() : phase_;
+}
+
+void HookedSession::request_stop_all(std::string_view reason) {
+  set_stopping({.reason = std::string(reason),
+                .by = std::string(hook_ != nullptr ? hook_->name() : phase_),
+                .rank = StopCause::kAll,
+                .step = global_step(),
+                .early = false});
+}
+
+Coordinator& HookedSession::coordinator() {
+  if (coordinator_ == nullptr) {
+    throw UsageError("the session has no coordinator before after_create_session");
+  }
+  return *coordinator_;
+}
+
+void HookedSession::set_stopping(StopCause cause) {
+  // A run that is complete is complete, though a signal or the time limit came in its last step.
+  const bool completes = stopping_ && cause_.early && !cause.early && cause.step == cause_.step;
+  if (stopping_ && !completes) return;
+  stopping_ = true;
+  cause_ = std::move(cause);
+}
+
+void HookedSession::stop_for_error(const AgreedFailure& failure) {
+  stopping_ = true;
+  cause_ = {.reason = failure.what(),
+            .by = failure.phase,
+            .rank = failure.rank,
+            .step = global_step(),
+            .early = false};
+  try {
+    std::rethrow_exception(failure.error);
+  } catch (const std::exception& error) {
+    cause_.reason = error.what();
+  }
+}
+
+void HookedSession::forget_stop() {
+  stopping_ = false;
+  cause_ = {};
+  thread_failure_.reset();
+  gathers_.clear();
+}
+
+Failure HookedSession::end(Seconds grace) {
+  Failure failure;
+  const auto guarded = [&](auto&& work) {
+    try {
+      work();
+    } catch (...) {
+      // The other hooks still end, and the final save is still made.
+      if (!failure) failure = current_failure(phase(), global_step());
+    }
+    hook_ = nullptr;
+  };
+  deliver_gathered(failure);
+  phase_ = "end";
+  // After a signal little time may be left: what there is goes to disk before hooks take their time to end.
+  const bool early = cause_.early;
+  if (early && saver_) guarded([&] { saver_->save_and_wait(*this); });
+  const bool saves = saver_ && ground_.comm.is_chief();
+  const Digest before = saves ? content_digest(ground_.state.entries()) : Digest{};
+  const Seconds deadline = ground_.config.clock->now() + grace;
+  for (std::size_t i = 0; i < hooks_.size(); ++i) {
+    if (hooks_[i]->looks_last()) continue;
+    std::uint8_t in_time = !early || ground_.config.clock->now() < deadline ? 1 : 0;
+    // The chief's clock decides.
+    if (early && i >= chief_only_count_) ground_.comm.broadcast_values(std::span(&in_time, 1));
+    hook_ = hooks_[i].get();
+    if (in_time != 0) {
+      guarded([&] { hooks_[i]->end(*this); });
+    } else {
+      ground_.log.warn(fmt::format("the grace period of {} s is over: the end of '{}' is left out",
+                                   grace.count(), hooks_[i]->name()));
+    }
+  }
+  if (saves && content_digest(ground_.state.entries()) != before) saver_->save_again();
+  for (const auto& hook : hooks_) {
+    if (!hook->looks_last()) continue;
+    hook_ = hook.get();
+    guarded([&] { hook->end(*this); });
+  }
+  phase_ = "the program";
+  summary_.flush();
+  return failure;
+}
+
+void HookedSession::tell_error(const std::exception& error) {
+  for (std::size_t i = 0; i < hooks_.size() && i <= begun_; ++i) {
+    try {
+      hooks_[i]->on_error(*this, error);
+    } catch (...) {
+      ground_.log.error(fmt::format("on_error of {} threw; it must not", hooks_[i]->name()));
+    }
+  }
+}
+
+}  // namespace lockstep

@@ -1,0 +1,139 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <lockstep/hooks/checkpoint_saver.hpp>
+#include <lockstep/hooks/session_run_hook.hpp>
+#include <lockstep/session/coordinator.hpp>
+#include <lockstep/session/step_fn_context.hpp>
+#include <lockstep/session/stop_cause.hpp>
+
+#include "created_session.hpp"
+
+namespace lockstep {
+
+/// The hooks around the steps, and what they and the program have asked for. Lives through all recoveries:
+/// `open` binds it to a session that was just made.
+class HookedSession final : public RunContext, public CreatedSession::Speaker {
+ public:
+  using Hooks = std::vector<std::shared_ptr<SessionRunHook>>;
+
+  HookedSession(SessionGround& ground, Hooks hooks, Hooks chief_only_hooks);
+
+  /// What all ranks must agree on. Throws UsageError for hooks that make no sense. Local.
+  std::string describe() const;
+
+  /// `begin` of all hooks. Throws AgreedFailure. Collective.
+  void begin();
+
+  /// Binds to a new session; calls `ready` and then after_create_session. Throws AgreedFailure. Collective.
+  void open(CreatedSession& session, Coordinator& coordinator, const std::function<void()>& ready);
+
+  /// Lets go of the session.
+  void detach();
+
+  /// Waits for a save that is still being written, and lets go of the directory. Local.
+  void release_saver();
+
+  /// One step with all hooks. Throws AgreedFailure, and DeadlineExceeded where a rank is missing. Collective.
+  StepValues run(const RawSession::Step& step, const Feeds& feeds);
+
+  /// All or nothing that `step_fn` does. Throws as `run`. Collective.
+  void run_step_fn(const std::function<void(StepFnContext&)>& step_fn);
+
+  /// What hooks gather, `end` of all hooks, and the final save. Returns the failure of this rank, if any.
+  /// Collective.
+  Failure end(Seconds grace);
+
+  void tell_error(const std::exception& error);
+
+  bool stopping() const noexcept { return stopping_; }
+  const StopCause& cause() const noexcept { return cause_; }
+  void set_stopping(StopCause cause);
+  void stop_for_error(const AgreedFailure& failure);
+
+  /// A session that is made anew runs again.
+  void forget_stop();
+
+  /// A thread of some rank failed, and the step in which all heard of it was completed.
+  std::optional<AgreedFailure> take_thread_failure();
+
+  /// Throws AgreedFailure if a thread of this rank or another one has failed, by the tally of the close.
+  void raise_thread_failure();
+
+  const Hooks& hooks() const noexcept { return hooks_; }
+
+  // RunContext
+  int rank() const override { return ground_.comm.rank(); }
+  int ranks() const override { return ground_.comm.size(); }
+  State& state() override { return ground_.state; }
+  std::int64_t global_step() const override { return ground_.state.global_step(); }
+  const Clock& clock() const override { return *ground_.config.clock; }
+  const Log& log() const override { return ground_.log; }
+  SummaryWriter& summary() override { return summary_; }
+  void agree_on(SecondOrStepTimer& timer) override;
+  void request_stop(std::string_view reason) override;
+  void request_stop_all(std::string_view reason) override;
+  bool stop_requested() const override { return stopping_ || !wish_.empty(); }
+  void save_now() override { wants_save_ = true; }
+  const Topology& topology() const override { return *ground_.topology; }
+  Feeds& feeds() override { return session_->feeds(); }
+  StepTrace& trace() override { return ground_.trace; }
+  void gather(std::string text, Deliver deliver) override {
+    gathers_.emplace_back(std::move(text), std::move(deliver));
+  }
+  Coordinator& coordinator() override;
+
+  // CreatedSession::Speaker
+  void speak(Tally& ballot) override;
+
+ private:
+  class StepFn;
+
+  void find_saver();
+  void attach_saver();
+  void open_summaries();
+  void heed(const Tally& tally);
+  void deliver_gathered(Failure& failure);
+  template <class Work>
+  void call(SessionRunHook& hook, Work&& work);
+  void heed_end(const CreatedSession::Ended& ended);
+  std::string phase() const;
+  Failure thread_failure_here() const;
+
+  SessionGround& ground_;
+  Hooks hooks_;
+  std::vector<SessionRunHook*> after_run_order_;  ///< the same, those that look last behind the others
+  std::size_t chief_only_count_ = 0;
+  std::size_t begun_ = 0;  ///< hooks whose `begin` has returned
+  std::shared_ptr<CheckpointSaverHook> saver_;
+  std::vector<SecondOrStepTimer*> timers_;
+  std::vector<SecondOrStepTimer*> chief_timers_;
+  bool in_begin_ = false;
+  SummaryWriter summary_;
+  CreatedSession* session_ = nullptr;
+  Coordinator* coordinator_ = nullptr;
+
+  // Where we are, for messages.
+  std::string_view phase_ = "the program";
+  const SessionRunHook* hook_ = nullptr;  ///< being called
+
+  std::string wish_;  ///< this rank asks to stop: why
+  std::string wish_by_;
+  bool out_of_time_ = false;
+  bool wants_save_ = false;
+  std::vector<std::pair<std::string, Deliver>> gathers_;  ///< asked for by hooks, not yet sent
+  std::optional<AgreedFailure> thread_failure_;
+
+  bool stopping_ = false;
+  StopCause cause_;
+};
+
+}  // namespace lockstep

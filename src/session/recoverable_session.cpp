@@ -1,0 +1,265 @@
+#include "recoverable_session.hpp"
+
+#include <exception>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/session/aborted_error.hpp>
+
+namespace lockstep {
+namespace {
+
+void check(const MonitoredSessionOptions& options, const SessionGround& ground) {
+  const auto limit = [](double seconds, std::string_view name) {
+    if (!(seconds >= 0)) {
+      throw UsageError(fmt::format("{} is {}; give seconds above 0, or 0 for no limit", name, seconds));
+    }
+  };
+  limit(ground.options.max_wait_secs, "max_wait_secs");
+  limit(ground.config.max_run_secs, "max_run_secs");
+  if (!(options.stop_grace_period_secs >= 0)) {
+    throw UsageError(
+        fmt::format("stop_grace_period_secs is {}; give the seconds that threads and hooks get to "
+                    "end, or 0 for none",
+                    options.stop_grace_period_secs));
+  }
+  if (ground.config.share_parameters && ground.state.frozen()) {
+    throw UsageError(
+        "share_parameters needs a state that the session freezes: memory that is already there cannot be "
+        "shared; do not call freeze");
+  }
+}
+
+}  // namespace
+
+RecoverableSession::RecoverableSession(std::shared_ptr<SessionCreator> creator,
+                                       MonitoredSessionOptions options, bool recovers)
+    : creator_(std::move(creator)),
+      ground_(creator_->ground()),
+      recovers_(recovers),
+      grace_(options.stop_grace_period_secs),
+      hooked_(ground_, options.hooks, options.chief_only_hooks) {
+  ground_.meet();
+  std::string hooks;
+  try {
+    ground_.together("", [&] {
+      check(options, ground_);
+      hooks = hooked_.describe();
+    });
+  } catch (const AgreedFailure& failure) {
+    std::rethrow_exception(failure.error);
+  }
+  ground_.compare({{"hooks", std::move(hooks)},
+                   {"how long to let things end",
+                    fmt::format("stop_grace_period_secs = {}", options.stop_grace_period_secs)}});
+  try {
+    hooked_.begin();
+    again_while_aborted([] {});
+  } catch (const AgreedFailure& failure) {
+    try {
+      std::rethrow_exception(failure.error);
+    } catch (const std::exception& error) {
+      hooked_.tell_error(error);
+      if (!failure.phase.empty()) ground_.log.warn(describe(failure));
+      // Where the directory is ours, scripts look there for how the run ended.
+      ground_.write_status("failed", exit_code_of(error), error.what());
+      release_directory();
+      throw;
+    }
+  } catch (const std::exception& error) {
+    hooked_.tell_error(error);
+    ground_.write_status("failed", exit_code_of(error), error.what());
+    release_directory();
+    throw;
+  }
+}
+
+RecoverableSession::~RecoverableSession() {
+  try {
+    release_directory();
+  } catch (const std::exception& error) {
+    ground_.log.error(error.what());
+  }
+}
+
+void RecoverableSession::release_directory() {
+  hooked_.release_saver();
+  ground_.directory.reset();
+  ground_.owns_directory = false;
+}
+
+void RecoverableSession::open() {
+  session_ = std::make_unique<CoordinatedSession>(*creator_, hooked_, grace_, [&](CreatedSession& created) {
+    report_start(created);
+    ground_.write_status("running", std::nullopt, "");
+  });
+}
+
+/// Repeats what ends in a recoverable failure on a session that was made anew; `work` then starts over. A
+/// failure that comes back every time is no passing one.
+template <class Work>
+void RecoverableSession::again_while_aborted(Work&& work) {
+  for (;;) {
+    try {
+      if (!session_) open();
+      work();
+      return;
+    } catch (const AgreedFailure& failure) {
+      if (!recovers_ || !failure.recoverable || recoveries_ >= ground_.config.max_recoveries) throw;
+      recover(failure);
+    }
+  }
+}
+
+void RecoverableSession::recover(const AgreedFailure& failure) {
+  ++recoveries_;
+  ground_.log.warn(
+      fmt::format("{}; the session is made again from the newest checkpoint", describe(failure)));
+  session_.reset();
+  hooked_.forget_stop();
+}
+
+void RecoverableSession::report_start(const CreatedSession& created) {
+  if (std::exchange(reported_, true)) return;
+  if (created.restored()) restored_from_ = created.restored()->name;
+  const Topology& topology = *ground_.topology;
+  ground_.log.info(fmt::format("{} rank{} on {} node{}, {} reduction{}", ground_.comm.size(),
+                               ground_.comm.size() == 1 ? "" : "s", topology.nodes,
+                               topology.nodes == 1 ? "" : "s", created.reducer().name(),
+                               ground_.config.share_parameters ? ", parameters shared within nodes" : ""));
+  std::string names;
+  for (const auto& hook : hooked_.hooks()) names += (names.empty() ? "" : ", ") + hook->describe();
+  if (!names.empty()) ground_.log.info("hooks: " + names);
+  if (!ground_.options.checkpoint_dir.empty() && restored_from_.empty()) {
+    ground_.log.info(fmt::format("a new run in {}", ground_.options.checkpoint_dir.string()));
+  }
+}
+
+void RecoverableSession::require_running(const char* what) const {
+  if (closed_) throw UsageError(fmt::format("{}() after close(); make another session to go on", what));
+  if (hooked_.stopping()) {
+    throw UsageError(fmt::format("{}() although should_stop() is true; test it before each step", what));
+  }
+}
+
+StepValues RecoverableSession::run(const RawSession::Step& step, const Feeds& feeds) {
+  require_running("run");
+  StepValues values;
+  try {
+    again_while_aborted([&] { values = hooked_.run(step, feeds); });
+    recoveries_ = 0;
+    heed_threads();
+  } catch (const AgreedFailure& failure) {
+    fail(failure);
+  } catch (const DeadlineExceeded&) {
+    closed_ = true;
+    throw;
+  }
+  return values;
+}
+
+void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& step_fn) {
+  require_running("run_step_fn");
+  try {
+    again_while_aborted([&] { hooked_.run_step_fn(step_fn); });
+    recoveries_ = 0;
+    heed_threads();
+  } catch (const AgreedFailure& failure) {
+    fail(failure);
+  } catch (const DeadlineExceeded&) {
+    closed_ = true;
+    throw;
+  }
+}
+
+/// The step in which all heard of a thread's failure is complete. If that can be recovered from, the session
+/// goes on from the newest checkpoint; else it stops, and the failure is thrown by close.
+void RecoverableSession::heed_threads() {
+  const auto failure = hooked_.take_thread_failure();
+  if (!failure || !recovers_ || !failure->recoverable) return;
+  if (recoveries_ >= ground_.config.max_recoveries) return;
+  recover(*failure);
+  again_while_aborted([] {});
+}
+
+void RecoverableSession::close() {
+  if (closed_) return;
+  if (!hooked_.stopping()) {
+    hooked_.set_stopping({.reason = "closed by the program",
+                          .by = "the program",
+                          .rank = StopCause::kAll,
+                          .step = ground_.state.global_step(),
+                          .early = false});
+  }
+  try {
+    // A failure of `end` does not undo the end.
+    bool ended = false;
+    try {
+      session_->created().agree_to_close(&hooked_);
+      hooked_.raise_thread_failure();
+      closed_ = ended = true;
+      session_->end();
+    } catch (const AgreedFailure& failure) {
+      if (!ended) fail(failure);
+      ground_.log.warn(describe(failure));
+      report_failure(failure);
+    }
+  } catch (const DeadlineExceeded&) {
+    closed_ = true;
+    throw;
+  }
+  const StopCause& cause = hooked_.cause();
+  ground_.write_status(cause.early ? "stopped" : "done", cause.early ? ExitCode::try_again : ExitCode::done,
+                       cause.reason);
+  ground_.log.info(fmt::format("stopped after step {}: {}", ground_.state.global_step(), to_string(cause)));
+  // The chief leaves last: nobody finds it gone while it still saves.
+  ground_.comm.barrier("the chief to end the session");
+  release_directory();
+}
+
+/// Ends the session with an error that all ranks have.
+void RecoverableSession::fail(const AgreedFailure& failure) {
+  closed_ = true;
+  hooked_.stop_for_error(failure);
+  try {
+    std::rethrow_exception(failure.error);
+  } catch (const std::exception& error) {
+    hooked_.tell_error(error);
+  }
+  if (!failure.phase.empty()) ground_.log.warn(describe(failure));
+  report_failure(failure);
+}
+
+void RecoverableSession::report_failure(const AgreedFailure& failure) {
+  try {
+    std::rethrow_exception(failure.error);
+  } catch (const std::exception& error) {
+    ground_.write_status("failed", exit_code_of(error), error.what());
+    ground_.comm.barrier("the chief to report an error");
+    session_->stop_threads();
+    release_directory();
+    throw;
+  }
+}
+
+void RecoverableSession::abandon() noexcept {
+  closed_ = true;
+  const std::string problem = fmt::format(
+      "an exception left the program after step {}; what came after the newest checkpoint is lost",
+      ground_.state.global_step());
+  try {
+    ground_.log.error(problem);
+    ground_.write_status("failed", ExitCode::internal, problem);
+  } catch (const std::exception&) {
+    // The exception under way says more.
+  }
+}
+
+Coordinator& RecoverableSession::coordinator() {
+  if (!session_) throw UsageError("the session is closed");
+  return session_->coordinator();
+}
+
+}  // namespace lockstep

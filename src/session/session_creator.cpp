@@ -1,0 +1,163 @@
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <lockstep/base/floating_point.hpp>
+#include <lockstep/checkpoint/restore.hpp>
+#include <lockstep/reduce/node_allocator.hpp>
+#include <lockstep/session/session_creator.hpp>
+
+#include "created_session.hpp"
+#include "session_ground.hpp"
+
+namespace lockstep {
+namespace {
+
+void freeze(SessionGround& ground) {
+  if (ground.config.share_parameters) {
+    NodeAllocator allocator(ground.topology->node);
+    ground.state.freeze(allocator);
+  } else {
+    PlainAllocator allocator;
+    ground.state.freeze(allocator);
+  }
+}
+
+/// With what is known only after `freeze`: attached memory.
+void compare_entries(const SessionGround& ground) {
+  std::string layout;
+  for (const Entry& entry : ground.state.entries()) {
+    layout += fmt::format("{} {} {}\n", entry.path, to_string(entry.type), to_string(entry.shape));
+  }
+  compare_ranks(ground.start, std::vector<Statement>{{"what a checkpoint holds", std::move(layout)}});
+}
+
+/// What the ranks of a node share, if they share: parameters, buffers and slots.
+bool in_arena(const State& state, const Entry& entry) {
+  if (entry.path.starts_with("/slots/") || entry.path.starts_with("/buffers/")) return true;
+  const auto* first = reinterpret_cast<const std::byte*>(state.parameters().data());
+  return entry.data >= first && entry.data < first + state.parameters().size_bytes();
+}
+
+void spread_from_chief(SessionGround& ground, const Communicator& leaders) {
+  const bool leader = ground.topology->node.rank() == 0;
+  for (const Entry& entry : ground.state.entries()) {
+    const auto bytes = std::span(entry.data, entry.bytes());
+    if (ground.config.share_parameters && in_arena(ground.state, entry)) {
+      if (leader) leaders.broadcast(bytes);
+    } else if (!entry.path.starts_with("/config/")) {
+      ground.start.broadcast(bytes);
+    }
+  }
+  ground.start.barrier("the first values of the state");
+}
+
+std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again) {
+  SessionConfig& config = ground.config;
+  const Scaffold& scaffold = ground.options.scaffold;
+  const Communicator leaders =
+      patient(ground.topology->column, ground.options.max_wait_secs);  // of local rank 0 alone
+  const bool leader = ground.topology->node.rank() == 0;
+  std::optional<Restored> restored;
+  if (!ground.options.checkpoint_dir.empty()) {
+    // A session that is made again goes on from the newest of its own.
+    RestoreOptions restore{.allow_change = config.allow_change,
+                           .fresh = config.fresh && !again,
+                           .exact_file = config.restore_from.empty() || again
+                                             ? std::nullopt
+                                             : std::optional(config.restore_from),
+                           .basename = scaffold.saver.basename,
+                           .shared_arenas = std::nullopt,
+                           .key = scaffold.saver.key,
+                           .log = ground.log};
+    if (config.share_parameters) {
+      restore.shared_arenas = SharedArenas{leader ? std::optional(leaders) : std::nullopt};
+    }
+    restored = restore_latest(ground.start, ground.directory ? ground.directory->directory().get() : nullptr,
+                              ground.state, restore);
+  }
+  if (restored) return restored;
+  ground.state.set_global_step(0);
+  const auto initialize = [&](std::string_view phase, const std::function<void(State&)>& work) {
+    ground.on_chief("the chief to initialize", phase, [&] { work(ground.state); });
+  };
+  if (again) {
+    initialize("init", [](State& state) {
+      std::ranges::fill(state.parameters(), 0.0F);
+      std::ranges::fill(state.buffers(), 0.0F);
+      for (const std::string& slot : state.slot_names()) std::ranges::fill(state.slot_values(slot), 0.0F);
+    });
+  }
+  initialize("init", scaffold.init);
+  initialize("init_fn", scaffold.init_fn);
+  spread_from_chief(ground, leaders);
+  return std::nullopt;
+}
+
+void require_ready(const Scaffold::Names& missing, std::string_view what) {
+  if (missing.empty()) return;
+  throw TrainingError(
+      fmt::format("the functions of the scaffold did not make the model ready{}: {}; let init "
+                  "or init_fn set them, or restore a checkpoint that has them",
+                  what, fmt::join(missing, ", ")));
+}
+
+}  // namespace
+
+SessionCreator::SessionCreator(Role role, Communicator comm, State& state, SessionCreatorOptions options)
+    : role_(role), ground_(std::make_unique<SessionGround>(std::move(comm), state, std::move(options))) {}
+
+SessionCreator::~SessionCreator() = default;
+
+std::unique_ptr<RawSession> SessionCreator::create_session() {
+  SessionGround& ground = *ground_;
+  ground.meet();
+  ground.together("", [&] {
+    use_standard_floating_point();
+    if ((role_ == Role::chief) != ground.comm.is_chief()) {
+      throw UsageError(fmt::format(
+          "a {} was made on rank {}; rank 0 is the chief, all others are workers "
+          "(make_session_creator chooses)",
+          role_ == Role::chief ? "ChiefSessionCreator" : "WorkerSessionCreator", ground.comm.rank()));
+    }
+    ground.options.scaffold.finalize();
+  });
+  if (!ground.topology) ground.topology.emplace(ground.comm, ground.config.ranks_per_node);
+  if (!ground.owns_directory && !ground.options.checkpoint_dir.empty()) {
+    ground.on_chief("the chief to open the checkpoint directory", "", [&] {
+      ground.directory =
+          std::make_unique<RunDirectory>(ground.options.checkpoint_dir, ground.config, ground.log);
+    });
+    ground.owns_directory = true;
+  }
+  if (!ground.state.frozen()) freeze(ground);
+  if (!created_) compare_entries(ground);
+  const bool again = std::exchange(created_, true);
+  auto session = std::make_unique<CreatedSession>(ground);
+  session->set_restored(restore_or_initialize(ground, again));
+  const Scaffold& scaffold = ground.options.scaffold;
+  ground.together("ready_for_local_init",
+                  [&] { require_ready(scaffold.ready_for_local_init(ground.state), " for local_init"); });
+  ground.together("local_init", [&] { scaffold.local_init(ground.state); });
+  ground.together("ready", [&] { require_ready(scaffold.ready(ground.state), ""); });
+  return session;
+}
+
+ChiefSessionCreator::ChiefSessionCreator(Communicator comm, State& state, SessionCreatorOptions options)
+    : SessionCreator(Role::chief, std::move(comm), state, std::move(options)) {}
+
+WorkerSessionCreator::WorkerSessionCreator(Communicator comm, State& state, SessionCreatorOptions options)
+    : SessionCreator(Role::worker, std::move(comm), state, std::move(options)) {}
+
+std::shared_ptr<SessionCreator> make_session_creator(Communicator comm, State& state,
+                                                     SessionCreatorOptions options) {
+  if (comm.is_chief()) {
+    return std::make_shared<ChiefSessionCreator>(std::move(comm), state, std::move(options));
+  }
+  return std::make_shared<WorkerSessionCreator>(std::move(comm), state, std::move(options));
+}
+
+}  // namespace lockstep

@@ -157,6 +157,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   session.save_summaries_secs = options.save_summaries_secs;
   session.log_step_count_steps = options.log_step_count_steps;
   session.max_wait_secs = options.max_wait_secs;
+  session.stop_grace_period_secs = options.stop_grace_period_secs;
   session.summary_dir = options.summary_dir;
   SessionConfig& config = session.config;
   config.reduction = options.reduction == "mpi" ? ReductionKind::mpi : ReductionKind::canonical;
@@ -191,26 +192,31 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const Commun
   const auto or_null = [](const auto& value) {
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
   };
-  return {{"global_step", session.global_step()},
-          {"ranks", world.size()},
-          {"nodes", session.topology().nodes},
-          {"global_batch", batch.global_batch},
-          {"micro_batch", batch.micro_batch},
-          {"loss", or_null(loss)},
-          {"test_accuracy", evaluation ? nlohmann::json(evaluation->accuracy) : nlohmann::json(nullptr)},
-          {"test_loss", evaluation ? nlohmann::json(evaluation->loss) : nlohmann::json(nullptr)},
-          {"parameters", state.parameter_count()},
-          {"parameters_digest", state.parameters_digest().hex()},
-          {"samples_per_second", timing.samples_per_second},
-          {"seconds", seconds},
-          {"first_step_seconds", timing.first_step_seconds},
-          {"restored_from", session.restored_from().empty() ? nlohmann::json(nullptr)
-                                                            : nlohmann::json(session.restored_from())},
-          {"stop_reason", session.stop_reason()},
-          {"reduction", session.reducer().name()},
-          {"kernels", kernels.description()},
-          {"gradient_arenas", session.reducer().gradient_arenas()},
-          {"version", version_text()}};
+  return {
+      {"global_step", session.global_step()},
+      {"ranks", world.size()},
+      {"nodes", session.topology().nodes},
+      {"global_batch", batch.global_batch},
+      {"micro_batch", batch.micro_batch},
+      {"loss", or_null(loss)},
+      {"test_accuracy", evaluation ? nlohmann::json(evaluation->accuracy) : nlohmann::json(nullptr)},
+      {"test_loss", evaluation ? nlohmann::json(evaluation->loss) : nlohmann::json(nullptr)},
+      {"parameters", state.parameter_count()},
+      {"parameters_digest", state.parameters_digest().hex()},
+      {"samples_per_second", timing.samples_per_second},
+      {"seconds", seconds},
+      {"first_step_seconds", timing.first_step_seconds},
+      {"restored_from",
+       session.restored_from().empty() ? nlohmann::json(nullptr) : nlohmann::json(session.restored_from())},
+      {"stop_reason", session.stop_reason()},
+      {"stop_by", session.stop_cause().by},
+      {"stop_rank", session.stop_cause().rank == StopCause::kAll ? nlohmann::json(nullptr)
+                                                                 : nlohmann::json(session.stop_cause().rank)},
+      {"stop_step", session.stop_cause().step},
+      {"reduction", session.reducer().name()},
+      {"kernels", kernels.description()},
+      {"gradient_arenas", session.reducer().gradient_arenas()},
+      {"version", version_text()}};
 }
 
 ExitCode train(const Communicator& world, const TrainOptions& options, Machine& machine, DataLoad& load) {

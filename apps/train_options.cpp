@@ -21,7 +21,7 @@ namespace po = boost::program_options;
 constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
 
 /// Options of the design that this version does not have: refused by name, not accepted and ignored.
-const std::vector<std::string_view> kNotYet = {"bucket_bytes", "stop_grace_period_secs"};
+const std::vector<std::string_view> kNotYet = {"bucket_bytes"};
 
 template <class T>
 void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
@@ -95,6 +95,7 @@ void check(const TrainOptions& o) {
   interval("save_summaries_secs", o.save_summaries_secs);
   interval("hang_limit_secs", o.hang_limit_secs);
   interval("max_wait_secs", o.max_wait_secs);
+  interval("stop_grace_period_secs", o.stop_grace_period_secs);
   interval("max_run_secs", o.max_run_secs);
   interval("keep_checkpoint_every_n_hours", o.keep_checkpoint_every_n_hours);
   check_range<std::int64_t>("save_checkpoint_steps", o.save_checkpoint_steps, 0, kHuge);
@@ -287,6 +288,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "end the job when a rank is missing for so long; 0: never")(
       "max_wait_secs", po::value(&o.max_wait_secs)->default_value(o.max_wait_secs),
       "how long ranks wait for the chief to restore")(
+      "stop_grace_period_secs", po::value(&o.stop_grace_period_secs)->default_value(o.stop_grace_period_secs),
+      "how long hooks and threads may take to end after a signal")(
       "max_run_secs", po::value(&o.max_run_secs)->default_value(0),
       "save and stop (exit code 75) when the run is this old; 0: off")("report", po::value(&o.report),
                                                                        "write results here as JSON")(

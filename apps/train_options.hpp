@@ -65,6 +65,7 @@ struct TrainOptions {
   int prefetch = 0;
   double hang_limit_secs = 600;
   double max_wait_secs = 7200;
+  double stop_grace_period_secs = 120;
   double max_run_secs = 0;
   int ranks_per_node = 0;
   std::string report;

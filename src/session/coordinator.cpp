@@ -14,10 +14,10 @@
 namespace lockstep {
 
 struct Coordinator::Shared {
-  Shared(std::shared_ptr<Clock> its_clock, IsClean clean)
-      : clock(std::move(its_clock)), is_clean(std::move(clean)) {}
+  Shared(std::shared_ptr<Clock> of_session, IsClean clean)
+      : its_clock(std::move(of_session)), is_clean(std::move(clean)) {}
 
-  std::shared_ptr<Clock> clock;
+  std::shared_ptr<Clock> its_clock;
   IsClean is_clean;
   std::atomic<bool> stop = false;  // also read without the mutex: every step asks
   mutable std::mutex mutex;        // guards what follows
@@ -143,7 +143,7 @@ std::vector<std::string> Coordinator::live_threads() const {
 void Coordinator::join(Seconds grace, bool ignore_live_threads) {
   constexpr Seconds kShortest{1e-3};
   constexpr Seconds kLongest{0.05};
-  Clock& clock = *shared_->clock;
+  Clock& clock = *shared_->its_clock;
   std::vector<std::string> live = shared_->live();
   for (Seconds pause = kShortest; !live.empty() && !should_stop(); pause = std::min(2 * pause, kLongest)) {
     clock.sleep(pause);
@@ -173,7 +173,7 @@ bool Coordinator::joined() const noexcept {
 }
 
 Clock& Coordinator::clock() const noexcept {
-  return *shared_->clock;
+  return *shared_->its_clock;
 }
 
 }  // namespace lockstep

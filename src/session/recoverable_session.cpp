@@ -90,7 +90,7 @@ void RecoverableSession::release_directory() {
   ground_.owns_directory = false;
 }
 
-void RecoverableSession::open() {
+void RecoverableSession::make_session() {
   session_ = std::make_unique<CoordinatedSession>(*creator_, hooked_, grace_, [&](CreatedSession& created) {
     report_start(created);
     ground_.write_status("running", std::nullopt, "");
@@ -103,7 +103,7 @@ template <class Work>
 void RecoverableSession::again_while_aborted(Work&& work) {
   for (;;) {
     try {
-      if (!session_) open();
+      if (!session_) make_session();
       work();
       return;
     } catch (const AgreedFailure& failure) {

@@ -37,7 +37,7 @@ class RecoverableSession {
   const std::string& restored_from() const noexcept { return restored_from_; }
 
  private:
-  void open();
+  void make_session();
   void recover(const AgreedFailure& failure);
   void report_start(const CreatedSession& created);
   void require_running(const char* what) const;

@@ -8,7 +8,7 @@ from harness import EndToEnd
 NUMBER = (int, float)
 KEYS = {"global_step": int, "ranks": int, "global_batch": int, "micro_batch": int, "loss": float,
         "test_accuracy": float, "parameters_digest": str, "samples_per_second": NUMBER, "seconds": NUMBER,
-        "first_step_seconds": NUMBER, "restored_from": (str, type(None)), "stop_reason": str}
+        "first_step_seconds": NUMBER, "restored_from": (str, type(None)), "stop_reason": str, "stop_by": str, "stop_rank": (int, type(None)), "stop_step": int}
 
 
 class Report(EndToEnd):
@@ -21,6 +21,8 @@ class Report(EndToEnd):
         self.assertEqual((report["global_step"], report["ranks"], report["global_batch"], report["micro_batch"]),
                          (40, 2, 240, 30))
         self.assertIsNone(report["restored_from"])
+        self.assertEqual((report["stop_reason"], report["stop_by"], report["stop_rank"], report["stop_step"]),
+                         ("reached step 40", "stop_at_step", None, 40))
         self.assertRegex(report["parameters_digest"], "^[0-9a-f]{32}$")
         self.assertTrue(0 < report["first_step_seconds"] < report["seconds"])
         self.assertGreater(report["samples_per_second"], 0)

@@ -36,13 +36,11 @@ std::vector<std::shared_ptr<SessionRunHook>> make_hooks(const MonitoredTrainingS
         std::make_shared<SummarySaverHook>(summary_steps, summary_secs, options.scaffold.summary));
   }
   if (!options.checkpoint_dir.empty() && (save_secs || save_steps)) {
-    hooks.push_back(std::make_shared<CheckpointSaverHook>(
-        CheckpointSaverHook::Options{.save_secs = save_secs,
-                                     .save_steps = save_steps,
-                                     .stop_on_failure = options.config.stop_on_save_failure,
-                                     .metric = options.scaffold.saver.keep_best
-                                                   ? options.scaffold.saver.keep_best->metric
-                                                   : ""}));
+    hooks.push_back(std::make_shared<CheckpointSaverHook>(CheckpointSaverHook::Options{
+        .save_secs = save_secs,
+        .save_steps = save_steps,
+        .stop_on_failure = options.config.stop_on_save_failure,
+        .metric = options.scaffold.saver.keep_best ? options.scaffold.saver.keep_best->metric : ""}));
   }
   hooks.insert(hooks.end(), options.hooks.begin(), options.hooks.end());
   return hooks;

@@ -143,7 +143,7 @@ void HookedSession::attach_saver() {
 
 /// Once it is sure that the run begins: one that is refused leaves no file.
 void HookedSession::open_summaries() {
-  if (ground_.options.summary_dir.empty() || summary_.active()) return;
+  if (ground_.options.summary_dir.empty() || std::exchange(summaries_open_, true)) return;
   ground_.on_chief("the chief to open its event file", "", [&] {
     summary_ = SummaryWriter(
         std::make_unique<EventWriter>(ground_.config.files->create_directory(ground_.options.summary_dir),

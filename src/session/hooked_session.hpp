@@ -118,6 +118,7 @@ class HookedSession final : public RunContext, public CreatedSession::Speaker {
   std::vector<SecondOrStepTimer*> chief_timers_;
   bool in_begin_ = false;
   SummaryWriter summary_;
+  bool summaries_open_ = false;  ///< the same on all ranks
   CreatedSession* session_ = nullptr;
   Coordinator* coordinator_ = nullptr;
 

@@ -1,4 +1,5 @@
 #include <bit>
+#include <cmath>
 
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
@@ -8,7 +9,8 @@
 
 #include "session_support.hpp"
 
-// Recovery, step functions, threads and ranks without data, on 1 to 4 simulated ranks. Checks never leave early.
+// Recovery, step functions, threads and ranks without data, on 1 to 4 simulated ranks. Checks never leave
+// early.
 
 namespace lockstep {
 namespace {
@@ -119,8 +121,8 @@ TEST_CASE("a singular session does not recover") {
   with_each([](const Communicator& world, bool me, int) {
     Rank rank(world);
     const auto options = rank.options();
-    SingularMonitoredSession session(make_session_creator(
-        world, rank.state, {.scaffold = options.scaffold, .config = options.config}));
+    SingularMonitoredSession session(
+        make_session_creator(world, rank.state, {.scaffold = options.scaffold, .config = options.config}));
     CHECK(session.raw_session() != nullptr);
     const auto error = thrown([&] {
       session.run([&](StepContext& step) {
@@ -208,7 +210,8 @@ TEST_CASE("an error in a step function, in a step without hooks or beside it, re
           });
         }
       });
-      CHECK(error == std::string("DataError: ") + (who == 0 ? "" : "rank " + std::to_string(who) + ": ") + "boom");
+      CHECK(error ==
+            std::string("DataError: ") + (who == 0 ? "" : "rank " + std::to_string(who) + ": ") + "boom");
     }
   });
 }
@@ -291,7 +294,9 @@ TEST_CASE("a rank without data adds nothing: sum and means are those of the othe
         step.contribute_nothing();
       } else {
         for (auto m = step.micro_batches().first; m < step.micro_batches().last; ++m) {
-          std::ranges::fill(step.begin_micro_batch(), leaf(m));
+          const auto gradient = step.begin_micro_batch();
+          std::ranges::fill(gradient, leaf(m));
+          gradient[1] = -0.0F;  // to which a zero that was added would show
           step.end_micro_batch();
         }
       }
@@ -300,6 +305,7 @@ TEST_CASE("a rank without data adds nothing: sum and means are those of the othe
       stepped = true;
       CHECK(step.contributing_ranks() == world.size() - 1);
       CHECK(step.contributing_micro_batches() == present);
+      CHECK(std::signbit(step.sum()[1]));
       CHECK(std::bit_cast<std::uint32_t>(step.sum()[0]) == std::bit_cast<std::uint32_t>(*level.front()));
       return values;
     });
@@ -355,7 +361,9 @@ TEST_CASE("a build that differs on one rank is an error that names it") {
     std::string host() const override { return system_.host(); }
     std::string boot_id() const override { return system_.boot_id(); }
     std::int64_t pid() const override { return system_.pid(); }
-    std::optional<std::uint64_t> start_time(std::int64_t pid) const override { return system_.start_time(pid); }
+    std::optional<std::uint64_t> start_time(std::int64_t pid) const override {
+      return system_.start_time(pid);
+    }
     std::string job_id() const override { return system_.job_id(); }
     std::string program() const override { return "build id feed"; }
     std::uint64_t nonce() override { return system_.nonce(); }

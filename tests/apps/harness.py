@@ -86,6 +86,13 @@ def rank_of(pid):
     return next(int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK="))
 
 
+def stands_still(pid):
+    """All threads of a process are stopped; a signal reaches them one after the other."""
+    states = [pathlib.Path(task, "stat").read_text().rsplit(")", 1)[1].split()[0]
+              for task in pathlib.Path("/proc", str(pid), "task").iterdir()]
+    return all(state == "T" for state in states)
+
+
 def descendants(pid):
     """All processes that `pid` started, directly or not."""
     children = {}
@@ -135,6 +142,8 @@ class Job:
     def signal_ranks(self, number):
         for pid in self.ranks():
             os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                wait_for(lambda pid=pid: stands_still(pid), "a stopped rank to stand still")
 
     def kill(self):
         """kill -9 of mpirun and all ranks; returns when they are gone."""

@@ -59,8 +59,8 @@ Candidates find_candidates(Directory& directory, const std::string& basename) {
     return "";
   };
   for (const FoundCheckpoint& checkpoint : found) result.all.push_back({checkpoint, overtaken(checkpoint)});
-  std::ranges::stable_partition(result.all,
-                                [](const Candidate& candidate) { return candidate.overtaken.empty(); });
+  std::stable_partition(result.all.begin(), result.all.end(),
+                        [](const Candidate& candidate) { return candidate.overtaken.empty(); });
   return result;
 }
 

@@ -70,8 +70,8 @@ void HookedSession::begin() {
   phase_ = "begin";
   try {
     find_saver();
-    std::ranges::stable_partition(after_run_order_,
-                                  [](const SessionRunHook* hook) { return !hook->looks_last(); });
+    std::stable_partition(after_run_order_.begin(), after_run_order_.end(),
+                          [](const SessionRunHook* hook) { return !hook->looks_last(); });
     for (; begun_ < hooks_.size(); ++begun_) {
       hook_ = hooks_[begun_].get();
       hooks_[begun_]->begin(*this);

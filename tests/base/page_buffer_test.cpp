@@ -24,5 +24,5 @@ TEST_CASE("a buffer has the size that was asked for and starts on a cache line; 
   }
   CHECK(PageBuffer().bytes().empty());
   CHECK(PageBuffer(0).bytes().empty());
-  CHECK_THROWS_AS(PageBuffer(std::numeric_limits<std::size_t>::max()), std::bad_alloc);
+  CHECK_THROWS_AS(PageBuffer{std::numeric_limits<std::size_t>::max()}, std::bad_alloc);
 }

@@ -247,7 +247,7 @@ TEST_CASE("damage is told with the tensors that lie there, or as damage of the s
   const float value = 3.25F;
   std::vector<std::byte> pattern(512);
   for (std::size_t i = 0; i < pattern.size(); i += 4) std::memcpy(&pattern[i], &value, 4);
-  const auto first = std::ranges::search(bytes, pattern).begin() - bytes.begin();
+  const auto first = std::search(bytes.begin(), bytes.end(), pattern.begin(), pattern.end()) - bytes.begin();
   const auto inside_first = static_cast<std::size_t>(first) + 10'000;
   CHECK(error_with_damage_at(inside_first).find("(in '/model/first')") != std::string::npos);
   CHECK(error_with_damage_at(inside_first).find("offset " + std::to_string(inside_first / 4096 * 4096)) !=

@@ -134,10 +134,9 @@ CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool cou
   return {};
 }
 
-void CreatedSession::tell_late(const Failure& failure) {
-  const Failure mine = failure;
+void CreatedSession::tell_late(Failure failure) {
   begin_step(nullptr);
-  failure_ = mine;
+  failure_ = std::move(failure);
   StepValues none;
   complete_step(none, false);
   throw InternalError("a failure was told and nobody heard it");

@@ -81,7 +81,7 @@ class CreatedSession final : public RawSession, public StepContext {
 
   /// Tells a failure, or an end of input, that came after the ballot of its step: the others hear of it in
   /// their next collective, be that of a step or of the close. The first throws AgreedFailure. Collective.
-  [[noreturn]] void tell_late(const Failure& failure);
+  [[noreturn]] void tell_late(Failure failure);
   Ended tell_late_end(std::string reason);
 
   /// What steps without hooks brought that whoever called for them must heed: a failure or a lost rank, which

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -33,6 +34,18 @@ int count_of(std::size_t count) {
     throw InternalError(fmt::format("a message of {} elements was not cut into pieces", count));
   }
   return static_cast<int>(count);
+}
+
+/// MPI hands its operations nothing but the values, so there can be one function a program.
+std::atomic<Transport::Combine> the_combine{nullptr};
+
+void combine_values(void* from, void* into, int* count, MPI_Datatype* type) {
+  int size = 0;
+  MPI_Type_size(*type, &size);
+  const Transport::Combine combine = the_combine.load();
+  for (int i = 0; i < *count; ++i) {
+    combine(static_cast<const std::byte*>(from) + i * size, static_cast<std::byte*>(into) + i * size);
+  }
 }
 
 class MpiSharedMemory final : public SharedMemory {
@@ -115,7 +128,10 @@ MpiTransport::~MpiTransport() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-  if (finalized == 0 && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
+  if (finalized != 0 || std::uncaught_exceptions() != 0) return;
+  if (value_op_ != MPI_OP_NULL) MPI_Op_free(&value_op_);
+  if (value_type_ != MPI_DATATYPE_NULL) MPI_Type_free(&value_type_);
+  MPI_Comm_free(&comm_);
 }
 
 Request MpiTransport::send(std::span<const std::byte> bytes, int destination, int tag) {
@@ -150,6 +166,22 @@ Request MpiTransport::all_reduce_sum(std::span<float> values) {
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallreduce(MPI_IN_PLACE, values.data(), count_of(values.size()), MPI_FLOAT, MPI_SUM, comm_,
                            &request),
+            "MPI_Iallreduce");
+  return started(request);
+}
+
+Request MpiTransport::all_reduce_value(std::span<std::byte> value, Combine combine) {
+  Transport::Combine before = nullptr;
+  if (!the_combine.compare_exchange_strong(before, combine) && before != combine) {
+    throw InternalError("all_reduce_value has one way to combine in a program");
+  }
+  if (value_op_ == MPI_OP_NULL) {
+    check_mpi(MPI_Type_contiguous(count_of(value.size()), MPI_BYTE, &value_type_), "MPI_Type_contiguous");
+    check_mpi(MPI_Type_commit(&value_type_), "MPI_Type_commit");
+    check_mpi(MPI_Op_create(&combine_values, 1, &value_op_), "MPI_Op_create");
+  }
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Iallreduce(MPI_IN_PLACE, value.data(), 1, value_type_, value_op_, comm_, &request),
             "MPI_Iallreduce");
   return started(request);
 }

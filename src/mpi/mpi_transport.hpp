@@ -30,6 +30,7 @@ class MpiTransport final : public Transport {
   Request broadcast(std::span<std::byte> bytes, int root) override;
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override;
   Request all_reduce_sum(std::span<float> values) override;
+  Request all_reduce_value(std::span<std::byte> value, Combine combine) override;
   bool test(Request& request) override;
   std::shared_ptr<Transport> split(int color, int key) override;
   std::shared_ptr<Transport> split_by_node() override;
@@ -42,6 +43,8 @@ class MpiTransport final : public Transport {
   int rank_ = 0;
   int size_ = 1;
   bool oversubscribed_;
+  MPI_Datatype value_type_ = MPI_DATATYPE_NULL;  ///< of all_reduce_value, made when first used
+  MPI_Op value_op_ = MPI_OP_NULL;
 };
 
 /// Whether the ranks of `comm` on this node outnumber its cores. Collective over `comm`.

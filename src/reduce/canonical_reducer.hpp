@@ -9,19 +9,22 @@
 
 #include <lockstep/reduce/reducer.hpp>
 
+#include "node_exchange.hpp"
+
 namespace lockstep {
 
 /// The canonical sum. Inside a node every rank adds its slice of everybody's partial sums straight from their
-/// memory, in a shared window. Between nodes, each slice goes round the ranks that own it on each node: every
-/// one of them collects a part of all partial sums, adds it up along the tree, and sends the sum back to the
-/// others.
+/// memory, in a shared window. Between nodes it is cut into buckets, of which each rank takes its part; see
+/// NodeExchange. Buckets leave as soon as all ranks of the node have what goes into them.
 class CanonicalReducer final : public Reducer {
  public:
-  CanonicalReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches);
+  CanonicalReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches,
+                   const ReducerOptions& options);
 
   std::string_view name() const override { return "canonical"; }
   MicroBatchRange micro_batches() const override { return range_; }
   std::span<float> begin_micro_batch() override;
+  void gradient_ready(std::size_t offset) override;
   void end_micro_batch() override;
   Tally reduce(Tally ballot) override;
   Tally exchange(Tally ballot) override;
@@ -32,6 +35,8 @@ class CanonicalReducer final : public Reducer {
   std::span<const float> sum() const override { return {sum_, elements_ + kMicroBatchValues}; }
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
+  void gather(std::span<float> arena) override;
+  ElementRange owned_by_node() const override;
   int gradient_arenas() const override { return buffers_; }
 
  private:
@@ -39,7 +44,8 @@ class CanonicalReducer final : public Reducer {
   /// each, so that a rank that waits for one does not slow down the writing of another.
   struct Control {
     alignas(64) std::atomic<std::uint64_t> arrived;  ///< ballots and partial sums of this operation are there
-    alignas(64) std::atomic<std::uint64_t> tallied;  ///< local rank 0: the tally over nodes is there
+    alignas(64) std::atomic<std::uint64_t> ready;    ///< buckets whose partial sums are there; see ready_word
+    alignas(64) std::atomic<std::uint64_t> summed;   ///< my part of the sum between nodes is there
     alignas(64)
         std::atomic<std::uint64_t> finished;  ///< this rank no longer needs others' parts of this operation
     alignas(64) std::atomic<std::uint64_t> released;  ///< this rank no longer reads the sum
@@ -52,19 +58,22 @@ class CanonicalReducer final : public Reducer {
   float* buffer(int local_rank, int index) const;
   void release();
   template <class Word>
-  Seconds wait_for_node(std::string_view what, Word word, std::uint64_t value) const;
-  Seconds wait_for_tally() const;
-  Seconds wait_for_node_at(Request& request, std::string_view what, int node) const;
+  Seconds wait_for_node(const Communicator& node, std::string_view what, Word word, std::uint64_t value);
   std::string whereabouts(int local_rank) const;
   Tally exchange_ballots(const Tally& mine);
   Tally complete(const Tally& of_node);
-  void run_program(const CombineProgram& program, float* result);
+  void run_program(const CombineProgram& program, float* result, ElementRange range);
   Tally tally_node() const;
-  Tally reduce_between_nodes(const Tally& of_node);
-  Tally exchange_between_nodes(const Tally& of_node);
+  Tally complete_between_nodes(const Tally& of_node);
+
+  /// What `ready` says when so many buckets of the operation under way are there.
+  std::uint64_t ready_word(std::size_t buckets) const { return ((completed_ + 1) << 16) + buckets; }
+  void fold(ElementRange range);
+  void say_ready(std::size_t buckets);
+  void start_next_bucket();
+  void progress();
 
   const Topology& topology_;
-  Communicator other_nodes_;   ///< the column, more patient
   Communicator patient_node_;  ///< the node, as patient, for what comes from other nodes
   std::int64_t micro_batches_;
   std::size_t elements_;
@@ -80,20 +89,21 @@ class CanonicalReducer final : public Reducer {
   std::vector<CombineProgram>
       node_programs_;                 ///< from the node's partial sums to what the node cannot add further
   std::vector<float*> node_sources_;  ///< where the node's partial sums lie
-  std::vector<const float*> slice_sources_;  ///< the same, at my slice
+  std::vector<const float*> range_sources_;  ///< the same, at the range being added
   std::vector<float*> node_results_;         ///< of each node program: its first source's memory
   float* sum_;                               ///< buffer 0 of the node's first rank
 
   // Between nodes.
-  std::vector<std::size_t> node_partials_;  ///< how many partial sums each node is left with
-  CombineProgram top_program_;              ///< from those to the root
-  std::vector<ElementRange> parts_;         ///< of my slice, one a node
-  std::vector<std::vector<std::byte>> outbox_;
-  std::vector<std::vector<std::byte>> inbox_;
-  std::vector<Request> requests_;
+  ExchangePlan plan_;
+  std::unique_ptr<NodeExchange> exchange_;  ///< null on one node, and for ranks beyond the smallest node's
+  std::span<float> parameters_;
+  std::size_t folded_from_;  ///< what of the last micro-batch is in the partial sums already
+  std::size_t ready_ = 0;    ///< buckets that are, of this rank
+  std::size_t started_ = 0;  ///< buckets that have left
 
   std::size_t next_micro_batch_ = 0;
   std::uint64_t operation_ = 0;
+  std::uint64_t completed_ = 0;  ///< between nodes: the last operation that is through
   bool reading_sum_ = false;
   Seconds waited_{0};  ///< for others, in the operation before
   WaitHistory waits_;

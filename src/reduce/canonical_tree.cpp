@@ -154,11 +154,11 @@ void run(const CombineProgram& program, std::span<const float* const> sources, f
   using Operation = CombineProgram::Operation;
   constexpr std::size_t kBlock = 1024;  // 4 KiB a register: all of them stay in the first-level cache
   constexpr int kInlineRegisters = 8;
-  alignas(64) std::array<float, kBlock*(kInlineRegisters - 1)> inline_registers;
+  alignas(64) std::array<float, kBlock * kInlineRegisters> inline_registers;
   std::vector<float> more;
   float* spare = inline_registers.data();
   if (program.registers > kInlineRegisters) {
-    more.resize(kBlock * static_cast<std::size_t>(program.registers - 1));
+    more.resize(kBlock * static_cast<std::size_t>(program.registers));
     spare = more.data();
   }
   if (program.instructions.size() == 1) {
@@ -171,12 +171,16 @@ void run(const CombineProgram& program, std::span<const float* const> sources, f
     }
     return;
   }
+  // Register 0 is the result itself. The first source may lie in the same memory: whatever writes register
+  // 0 first reads the first source in the same instruction, and nothing reads it later. Where a later source
+  // lies there, register 0 is copied in the end.
+  const bool apart = std::any_of(program.sources.begin() + 1, program.sources.end(), [&](int source) {
+    return sources[static_cast<std::size_t>(source)] == result;
+  });
   for (std::size_t start = 0; start < count; start += kBlock) {
     const std::size_t n = std::min(kBlock, count - start);
-    // Register 0 is the result itself. The first source may lie in the same memory: whatever writes register
-    // 0 first reads the first source in the same instruction, and nothing reads it later.
     const auto block = [&](int i) {
-      return i == 0 ? result + start : spare + kBlock * static_cast<std::size_t>(i - 1);
+      return i == 0 && !apart ? result + start : spare + kBlock * static_cast<std::size_t>(i);
     };
     const auto source = [&](int i) { return sources[static_cast<std::size_t>(i)] + start; };
     for (const auto& instruction : program.instructions) {
@@ -199,6 +203,7 @@ void run(const CombineProgram& program, std::span<const float* const> sources, f
           break;
       }
     }
+    if (apart) std::copy_n(spare, n, result + start);
   }
 }
 

@@ -12,8 +12,8 @@ namespace lockstep {
 /// the additions follows the number of ranks and the MPI library's choice, so promise P1 holds only on the
 /// same layout.
 ///
-/// The ballot travels behind the gradients as floats: each thing a rank may say is 0 or 1, so that sums of
-/// them are counts. Who said it first is asked for in a second operation, only when somebody did.
+/// The ballot is not a sum of floats: it travels in an operation of its own, started together with that of
+/// the gradients.
 class MpiReducer final : public Reducer {
  public:
   MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches);
@@ -28,17 +28,24 @@ class MpiReducer final : public Reducer {
   std::span<const float> sum() const override { return total_.values().first(elements_ + kMicroBatchValues); }
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
+  ElementRange owned_by_node() const override { return {0, elements_}; }
   int gradient_arenas() const override { return range_.size() > 1 ? 2 : 1; }
 
  private:
+  void start_sum();
+  void start_ballot(Tally ballot);
+  void wait_for_all(std::string_view what);
+
   const Topology& topology_;
   std::size_t elements_;
   MicroBatchRange range_;
-  Arena total_;  ///< the running sum of my micro-batches, then of all ranks; then the ballot
+  Arena total_;  ///< the running sum of my micro-batches, then of all ranks
   Arena next_;   ///< the micro-batch being computed, after the first
   std::int64_t done_ = 0;
   Seconds waited_{0};  ///< for the sum, in the operation before: the messages' own time included
   WaitHistory waits_;
+  Tally tally_;  ///< the ballot of this rank, then of all
+  std::vector<Request> requests_;
 };
 
 }  // namespace lockstep

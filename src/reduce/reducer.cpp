@@ -10,13 +10,20 @@
 namespace lockstep {
 
 std::unique_ptr<Reducer> make_reducer(ReductionKind kind, const Topology& topology, std::size_t elements,
-                                      std::int64_t micro_batches) {
+                                      std::int64_t micro_batches, const ReducerOptions& options) {
   if (elements % kArenaAlignment != 0) throw InternalError("gradient arenas come in whole cache lines");
   if (micro_batches < 1) {
     throw UsageError(fmt::format("a step needs at least one micro-batch ({} given)", micro_batches));
   }
+  if (options.shard && kind == ReductionKind::mpi) {
+    throw UsageError("a sharded optimizer needs the canonical reduction; use that, or do not shard");
+  }
+  if (options.shard && options.parameters.size() != elements) {
+    throw UsageError(fmt::format("a sharded optimizer needs the parameters ({} elements given, {} to update)",
+                                 options.parameters.size(), elements));
+  }
   if (kind == ReductionKind::mpi) return std::make_unique<MpiReducer>(topology, elements, micro_batches);
-  return std::make_unique<CanonicalReducer>(topology, elements, micro_batches);
+  return std::make_unique<CanonicalReducer>(topology, elements, micro_batches, options);
 }
 
 }  // namespace lockstep

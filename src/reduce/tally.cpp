@@ -51,7 +51,8 @@ void Tally::add(const Tally& other) {
   names_min_ = std::min(names_min_, other.names_min_);
   names_max_ = std::max(names_max_, other.names_max_);
   wait_sum_ += other.wait_sum_;
-  if (other.wait_min_ < wait_min_) {
+  if (other.wait_min_ < wait_min_ ||
+      (other.wait_min_ == wait_min_ && other.wait_min_rank_ < wait_min_rank_)) {
     wait_min_ = other.wait_min_;
     wait_min_rank_ = other.wait_min_rank_;
     wait_min_node_ = other.wait_min_node_;

@@ -1,8 +1,12 @@
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -15,32 +19,39 @@ namespace lockstep::test {
 /// Element `i` of the gradient of micro-batch `m` in step `t`: numbers of very different size, now and then a
 /// special one, so that another order of additions gives other bits.
 inline float gradient_value(std::int64_t t, std::int64_t m, std::size_t i, bool specials) {
-  const Random random(static_cast<std::uint64_t>(t) * 1000 + static_cast<std::uint64_t>(m), Purpose::test);
-  const auto n = static_cast<std::uint32_t>(i);
-  const float value =
-      std::ldexp(random.uniform(2 * n) - 0.5F, static_cast<int>(random.below(2 * n + 1, 24)) - 12);
-  if (!specials) return value;
-  switch (random.below(2 * n + 1, 97)) {
-    case 0:
-      return std::numeric_limits<float>::infinity();
-    case 1:
-      return std::numeric_limits<float>::quiet_NaN();
-    case 2:
-      return std::numeric_limits<float>::denorm_min() * 3;
-    case 3:
-      return -0.0F;
-    default:
-      return value;
+  // splitmix64: cheap, since a test asks for a hundred million of them.
+  std::uint64_t bits = (static_cast<std::uint64_t>(t) << 56) ^ (static_cast<std::uint64_t>(m) << 40) ^ i;
+  bits += 0x9e3779b97f4a7c15;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111eb;
+  bits ^= bits >> 31;
+  if (specials) {
+    switch (bits % 97) {
+      case 0:
+        return std::numeric_limits<float>::infinity();
+      case 1:
+        return std::numeric_limits<float>::quiet_NaN();
+      case 2:
+        return std::numeric_limits<float>::denorm_min() * 3;
+      case 3:
+        return -0.0F;
+      default:
+        break;
+    }
   }
+  // A random sign and mantissa, and an exponent from -12 to 11.
+  const auto exponent = static_cast<std::uint32_t>(115 + (bits >> 32) % 24);
+  const auto rest = static_cast<std::uint32_t>(bits) & 0x807fffffU;
+  return std::bit_cast<float>(rest | exponent << 23);
 }
 
-/// The canonical sum by its definition, one level of the tree after the other.
-inline float serial_canonical_sum(std::vector<float> level) {
-  while (level.size() > 1) {
-    std::vector<float> above;
-    for (std::size_t i = 0; i + 1 < level.size(); i += 2) above.push_back(level[i] + level[i + 1]);
-    if (level.size() % 2 == 1) above.push_back(level.back());
-    level = std::move(above);
+/// The canonical sum by its definition, one level of the tree after the other. Overwrites `level`.
+inline float serial_canonical_sum(std::span<float> level) {
+  std::size_t count = level.size();
+  while (count > 1) {
+    for (std::size_t i = 0; i + 1 < count; i += 2) level[i / 2] = level[i] + level[i + 1];
+    if (count % 2 == 1) level[count / 2] = level[count - 1];
+    count = (count + 1) / 2;
   }
   return level.front();
 }
@@ -56,19 +67,34 @@ struct ReducerCase {
   int ranks_per_node = 0;
   int steps = 2;
   bool specials = false;
+  ReducerOptions options = {};
+  std::size_t layer = 0;  ///< above 0: gradients become ready from the end in pieces of this many elements
 };
 
 /// Runs some steps and compares every element on every rank with the serial sum. Returns the number of
 /// differences, so that one check stands for a million elements.
 inline std::int64_t differences(const Communicator& world, const ReducerCase& c) {
   const Topology topology(world, c.ranks_per_node);
-  const auto reducer = make_reducer(ReductionKind::canonical, topology, c.elements, c.micro_batches);
+  const auto reducer =
+      make_reducer(ReductionKind::canonical, topology, c.elements, c.micro_batches, c.options);
   std::int64_t wrong = 0;
   for (std::int64_t t = 0; t < c.steps; ++t) {
     const auto range = reducer->micro_batches();
     for (std::int64_t m = range.first; m < range.last; ++m) {
       const auto gradient = reducer->begin_micro_batch();
-      for (std::size_t i = 0; i < c.elements; ++i) gradient[i] = gradient_value(t, m, i, c.specials);
+      const std::size_t layer = c.layer == 0 ? c.elements : c.layer;
+      for (std::size_t last = c.elements; last > 0;) {
+        const std::size_t first = last - std::min(last, layer);
+        for (std::size_t i = first; i < last; ++i) gradient[i] = gradient_value(t, m, i, c.specials);
+        if (c.layer > 0) {
+          reducer->gradient_ready(first);
+          // Others get their turn between any two layers.
+          int turns = 0;
+          world.wait_until(
+              "a turn", [&] { return turns++ > 1; }, [] { return std::string(); });
+        }
+        last = first;
+      }
       gradient[c.elements] = static_cast<float>(m);
       reducer->end_micro_batch();
     }

@@ -6,14 +6,18 @@
 namespace lockstep {
 
 TEST_CASE("the canonical sum over MPI ranks has the serial sum's bits, on one node and on several") {
+  using Exchange = ReducerOptions::Exchange;
   const auto world = from_mpi(MPI_COMM_WORLD);
   for (const std::int64_t micro_batches : {1, 2, 3, 8, 13, 64}) {
     for (const std::size_t elements : {std::size_t{0}, std::size_t{16}, std::size_t{4096 * 3 + 16}}) {
       for (const int per_node : {0, 1, 2, 3}) {
-        CAPTURE(micro_batches);
-        CAPTURE(elements);
-        CAPTURE(per_node);
-        CHECK(test::differences(world, {elements, micro_batches, per_node, 2, true}) == 0);
+        for (const auto exchange : {Exchange::doubling, Exchange::buckets}) {
+          CAPTURE(micro_batches);
+          CAPTURE(elements);
+          CAPTURE(per_node);
+          const ReducerOptions options{.bucket_bytes = 4096 * sizeof(float), .exchange = exchange};
+          CHECK(test::differences(world, {elements, micro_batches, per_node, 2, true, options, 1000}) == 0);
+        }
       }
     }
   }

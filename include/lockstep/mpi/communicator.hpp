@@ -83,7 +83,7 @@ class Communicator {
   /// Memory that all ranks of this communicator see; they must be on one node.
   std::unique_ptr<SharedMemory> share(std::size_t bytes) const { return transport_->share(bytes); }
 
-  /// Starts an operation; see Transport. Local, but for `all_reduce_sum`.
+  /// Starts an operation; see Transport. Local, but for `all_reduce_sum` and `all_reduce_value`.
   Request send(std::span<const std::byte> bytes, int destination, int tag) const {
     return transport_->send(bytes, destination, tag);
   }
@@ -91,6 +91,9 @@ class Communicator {
     return transport_->receive(bytes, source, tag);
   }
   Request all_reduce_sum(std::span<float> values) const { return transport_->all_reduce_sum(values); }
+  Request all_reduce_value(std::span<std::byte> value, Transport::Combine combine) const {
+    return transport_->all_reduce_value(value, combine);
+  }
   bool test(Request& request) const { return transport_->test(request); }
 
   /// Waits for a started operation and returns how long that took: nothing if it was done. Local; ends when

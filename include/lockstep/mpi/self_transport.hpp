@@ -22,6 +22,7 @@ class SelfTransport final : public Transport {
   Request broadcast(std::span<std::byte> bytes, int root) override;
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override;
   Request all_reduce_sum(std::span<float> values) override;
+  Request all_reduce_value(std::span<std::byte> value, Combine combine) override;
   bool test(Request& request) override;
   std::shared_ptr<Transport> split(int color, int key) override;
   std::shared_ptr<Transport> split_by_node() override;

@@ -37,6 +37,8 @@ class Transport {
   virtual int size() const noexcept = 0;
 
   virtual Request send(std::span<const std::byte> bytes, int destination, int tag) = 0;
+
+  /// A message may be shorter than `bytes`; what is behind it stays as it was.
   virtual Request receive(std::span<std::byte> bytes, int source, int tag) = 0;
 
   virtual Request broadcast(std::span<std::byte> bytes, int root) = 0;
@@ -46,6 +48,13 @@ class Transport {
 
   /// Sum over ranks into `values` on every rank, in whatever order the MPI library likes.
   virtual Request all_reduce_sum(std::span<float> values) = 0;
+
+  /// Adds what `from` says to `into`; both are values of one size. Associative and commutative.
+  using Combine = void (*)(const std::byte* from, std::byte* into);
+
+  /// Combines the `value` of all ranks into the same on every rank. All calls of a program have one
+  /// `combine` and one size.
+  virtual Request all_reduce_value(std::span<std::byte> value, Combine combine) = 0;
 
   /// Moves the operation on; true when it is complete. Local.
   virtual bool test(Request& request) = 0;

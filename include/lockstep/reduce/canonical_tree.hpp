@@ -81,8 +81,7 @@ struct CombineProgram {
 std::vector<CombineProgram> combine_programs(std::int64_t micro_batches, std::span<const TreeNode> sources);
 
 /// Runs `program` for elements 0 ... count - 1: `sources[i]` points to the first element of source i.
-/// `result` may be the memory of the first of `program.sources`. Local; does not allocate for up to 8
-/// registers.
+/// `result` may be the memory of one of them. Local; does not allocate for up to 8 registers.
 void run(const CombineProgram& program, std::span<const float* const> sources, float* result,
          std::size_t count);
 

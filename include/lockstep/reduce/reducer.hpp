@@ -20,6 +20,15 @@ inline constexpr std::size_t kMicroBatchValues = 16;
 
 enum class ReductionKind { canonical, mpi };
 
+/// How the canonical sum crosses the network between nodes. No bit of a sum depends on it.
+struct ReducerOptions {
+  std::size_t bucket_bytes = 0;  ///< of a bucket; 0: from a measurement of the network at the start
+  /// Tests choose; automatic: from the same measurement.
+  enum class Exchange { automatic, doubling, buckets } exchange = Exchange::automatic;
+  bool shard = false;  ///< every rank of every node updates its own part: `sum` is final in `slice` alone
+  std::span<float> parameters = {};  ///< with `shard`: what `finish` brings together again on all nodes
+};
+
 /// Sums gradients over micro-batches and ranks, and carries the ballot.
 ///
 /// One step of every rank:
@@ -45,36 +54,52 @@ class Reducer {
   /// node that still read the sum of the step before.
   virtual std::span<float> begin_micro_batch() = 0;
 
+  /// The gradient of the micro-batch being written is final from `offset` on. A hint: in the last owned
+  /// micro-batch, buckets that are ready everywhere on the node then leave for other nodes, and what is under
+  /// way moves on. Local.
+  virtual void gradient_ready(std::size_t offset) { static_cast<void>(offset); }
+
   /// Adds what was written to the partial sums. Local.
   virtual void end_micro_batch() = 0;
 
-  /// Collective. `ballot` is the Tally of this rank; the result is the same on all ranks.
+  /// Collective. `ballot` is the Tally of this rank; the result is the same on all ranks. Where some ranks
+  /// reduce and others `exchange`, all get a tally that does not agree, and nobody a sum.
   virtual Tally reduce(Tally ballot) = 0;
 
   /// A ballot without gradients. Collective.
   virtual Tally exchange(Tally ballot) = 0;
 
-  /// The elements that this rank updates where the ranks of a node share parameters; slices of a node cover
-  /// the arena once. Local.
+  /// The elements that this rank updates where the ranks of a node share parameters; slices of a node (of all
+  /// ranks, where optimizers are sharded) cover the arena once. They start at multiples of 4,096 elements.
+  /// Local.
   virtual ElementRange slice() const = 0;
 
   /// The sum, padding included, then kMicroBatchValues. Until the next step begins. Local.
   virtual std::span<const float> sum() const = 0;
 
   /// Ends the step: returns when every rank of the node has called it. Collective over the node; no message
-  /// between nodes.
+  /// between nodes, unless optimizers are sharded: then collective over all ranks, and the slices of
+  /// `parameters` that other nodes have updated come in.
   virtual void finish() = 0;
 
   /// How long this rank waited for others in its last steps; the next ballot carries the newest. Local.
   virtual const WaitHistory& waits() const = 0;
+
+  /// Where optimizers are sharded: brings the slices of all ranks of `arena`, shared by the ranks of a node,
+  /// together on the first node; elsewhere it does nothing. Collective.
+  virtual void gather(std::span<float> arena) { static_cast<void>(arena); }
+
+  /// What of an arena the ranks of this node own: all of it, unless optimizers are sharded. Local.
+  virtual ElementRange owned_by_node() const = 0;
 
   /// Gradient arenas that this rank keeps. Local.
   virtual int gradient_arenas() const = 0;
 };
 
 /// Makes the reducer for gradients of `elements` floats (a multiple of kArenaAlignment; may be 0) summed over
-/// `micro_batches`. Collective over `topology.world`. `topology` must outlive it.
+/// `micro_batches`. Collective over `topology.world`. `topology` must outlive it. Throws UsageError for
+/// options that do not fit together.
 std::unique_ptr<Reducer> make_reducer(ReductionKind kind, const Topology& topology, std::size_t elements,
-                                      std::int64_t micro_batches);
+                                      std::int64_t micro_batches, const ReducerOptions& options = {});
 
 }  // namespace lockstep

@@ -95,10 +95,9 @@ class Tally {
 
   std::int32_t ranks() const { return ranks_; }
 
-  /// Adds what the ranks of `other` say. Associative; the sums are in the order of the calls.
+  /// Adds what the ranks of `other` say. Associative and commutative, but for the rounding of the sums of
+  /// values, which are in the order of the calls.
   void add(const Tally& other);
-
-  friend class MpiBallot;
 
  private:
   std::array<std::int32_t, kSays> first_{};

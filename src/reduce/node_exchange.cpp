@@ -1,0 +1,578 @@
+#include "node_exchange.hpp"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/state/arena.hpp>
+
+namespace lockstep {
+namespace {
+
+// Tags of the reduction; those below are the communicator's own.
+constexpr int kMeasureTag = 101;
+constexpr int kRoundTag = 102;
+constexpr int kShardTag = 103;
+constexpr int kBucketTag = 104;  // and two more for every bucket: collect, spread
+
+// Parts are cut at multiples of this, so that the fixed blocks over which optimizers take norms lie in one.
+constexpr std::size_t kGrain = 4096;
+
+// MPI promises tags up to 32,767.
+constexpr std::size_t kMaxBuckets = 8192;
+
+// The last bucket is one message to each node; all others are cut into messages of this many elements.
+constexpr std::size_t kMaxBucketElements = std::size_t{1} << 24;
+constexpr std::size_t kMaxMessageElements = std::size_t{1} << 28;
+
+bool sums(const Tally& tally) {
+  return tally.elements() > 0 && tally.agrees();
+}
+
+std::span<const std::byte> bytes_of(std::span<const float> values) {
+  return std::as_bytes(values);
+}
+
+std::size_t message_bytes(std::size_t partials, std::size_t elements) {
+  return sizeof(Tally) + partials * (kMicroBatchValues + elements) * sizeof(float);
+}
+
+/// A ballot in front, then for each partial sum its values and its elements.
+float* values_in(std::vector<std::byte>& message) {
+  return reinterpret_cast<float*>(message.data() + sizeof(Tally));
+}
+static_assert(sizeof(Tally) % alignof(float) == 0);
+
+bool any_node(std::size_t) {
+  return true;
+}
+
+/// What one message costs between nodes.
+struct Link {
+  double latency = 20e-6;
+  double seconds_per_byte = 1e-9;
+};
+
+/// Every node sends to the next one at once, as in a reduction. Collective over the column.
+Link measure(const Communicator& column) {
+  constexpr int kRepeats = 4;
+  constexpr std::size_t kSmall = 8;
+  constexpr std::size_t kLarge = std::size_t{1} << 19;
+  const int next = (column.rank() + 1) % column.size();
+  const int previous = (column.rank() + column.size() - 1) % column.size();
+  std::vector<std::byte> out(kLarge);
+  std::vector<std::byte> in(kLarge);
+  const auto& clock = *column.policy().clock;
+  const auto best = [&](std::size_t bytes) {
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kRepeats; ++i) {
+      const Seconds start = clock.now();
+      Request received = column.receive(std::span(in).first(bytes), previous, kMeasureTag);
+      Request sent = column.send(std::span(out).first(bytes), next, kMeasureTag);
+      column.wait(received, "the network to be measured");
+      column.wait(sent, "the network to be measured");
+      least = std::min(least, (clock.now() - start).count());
+    }
+    return least;
+  };
+  const double small = best(kSmall);
+  const double large = best(kLarge);
+  if (!(small > 0) || !(large > small)) return {};  // a clock that stands still
+  return {small, (large - small) / static_cast<double>(kLarge - kSmall)};
+}
+
+}  // namespace
+
+ElementRange part_of(ElementRange whole, int index, int parts, std::size_t grain) {
+  const std::size_t grains = (whole.size() + grain - 1) / grain;
+  const auto at = [&](int i) {
+    const std::size_t grain_index = grains * static_cast<std::size_t>(i) / static_cast<std::size_t>(parts);
+    return std::min(whole.first + grain_index * grain, whole.last);
+  };
+  return {at(index), at(index + 1)};
+}
+
+ElementRange shard_of(const Topology& topology, std::size_t elements, int node, int column) {
+  const ElementRange of_node = part_of({0, elements}, node, topology.nodes, kGrain);
+  return part_of(of_node, column, topology.columns, kGrain);
+}
+
+ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const ReducerOptions& options) {
+  ExchangePlan plan;
+  plan.shard = options.shard;
+  if (topology.nodes == 1) {
+    plan.buckets = {{0, elements}};
+    return plan;
+  }
+  Link link;
+  if (options.bucket_bytes == 0 || options.exchange == ReducerOptions::Exchange::automatic) {
+    if (topology.node.rank() == 0) link = measure(topology.column);
+    topology.world.broadcast_values(std::span(&link, 1));
+  }
+  const double bytes = static_cast<double>(elements * sizeof(float));
+  const double nodes = topology.nodes;
+  if (options.exchange == ReducerOptions::Exchange::automatic) {
+    // Copies and additions of a message that stays in the cache.
+    constexpr double kSecondsPerByte = 0.3e-9;
+    const double rounds =
+        std::ceil(std::log2(nodes)) + (std::has_single_bit(static_cast<unsigned>(topology.nodes)) ? 0 : 1);
+    const double share = bytes / topology.columns;
+    const double doubling =
+        rounds * (link.latency + share * (link.seconds_per_byte * topology.columns + kSecondsPerByte));
+    const double in_buckets = 2 * link.latency + 2 * (nodes - 1) * 0.2 * link.latency +
+                              2 * (nodes - 1) / nodes * bytes * link.seconds_per_byte;
+    constexpr double kMaxDoubling = 1 << 20;
+    constexpr double kSurelyDoubling = 4096;
+    plan.doubling = share <= kSurelyDoubling || (share <= kMaxDoubling && doubling < in_buckets);
+  } else {
+    plan.doubling = options.exchange == ReducerOptions::Exchange::doubling;
+  }
+  plan.doubling = plan.doubling && !plan.shard;
+  if (plan.doubling || elements == 0) {
+    plan.buckets = {{0, elements}};
+    return plan;
+  }
+  // What is sent after backward has ended is one bucket; each one costs a message's latency: the sum
+  // elements / bucket * latency + bucket * seconds_per_byte is least here.
+  double bucket_bytes = static_cast<double>(options.bucket_bytes);
+  if (options.bucket_bytes == 0) {
+    constexpr double kLeast = 65536;
+    bucket_bytes = std::max(kLeast, std::sqrt(bytes * link.latency / link.seconds_per_byte));
+  }
+  auto size = static_cast<std::size_t>(std::min(bucket_bytes, bytes)) / sizeof(float);
+  size = std::max(size, elements / kMaxBuckets + 1);
+  size = std::clamp((size + kGrain - 1) / kGrain * kGrain, kGrain, kMaxBucketElements);
+  for (std::size_t last = elements; last > 0;) {
+    const std::size_t first = last > size ? (last - 1) / size * size : 0;
+    plan.buckets.push_back({first, last});
+    last = first;
+  }
+  if (plan.buckets.size() > kMaxBuckets) throw InternalError("an arena has too many buckets");
+  return plan;
+}
+
+NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::int64_t micro_batches,
+                           std::size_t elements, std::vector<float*> partials, float* sum,
+                           const ExchangePlan& plan)
+    : column_(std::move(column)),
+      topology_(topology),
+      me_(static_cast<std::size_t>(topology.my_node)),
+      first_column_(topology.node.rank() == 0),
+      elements_(elements),
+      shard_(plan.shard),
+      partials_(std::move(partials)),
+      sum_(sum) {
+  const int my_column = topology.node.rank();
+  const auto nodes = static_cast<std::size_t>(topology.nodes);
+  std::vector<std::vector<TreeNode>> of_nodes;
+  std::vector<TreeNode> all;
+  for (int n = 0; n < topology.nodes; ++n) {
+    std::vector<TreeNode> of_ranks;
+    for (int local = 0; local < topology.node_sizes[static_cast<std::size_t>(n)]; ++local) {
+      const int position = topology.node_starts[static_cast<std::size_t>(n)] + local;
+      for (const auto& partial :
+           fold_plan(micro_batches, owned_range(micro_batches, position, topology.world.size())).partials) {
+        of_ranks.push_back(partial.node);
+      }
+    }
+    std::vector<TreeNode> of_node;
+    for (const auto& program : combine_programs(micro_batches, of_ranks)) of_node.push_back(program.node);
+    all.insert(all.end(), of_node.begin(), of_node.end());
+    partials_of_.push_back(of_node.size());
+    of_nodes.push_back(std::move(of_node));
+    shards_.push_back(shard_of(topology, elements, n, my_column));
+  }
+  auto top = combine_programs(micro_batches, all);
+  if (top.size() != 1) throw InternalError("the partial sums of all nodes do not add up to one");
+  top_program_ = std::move(top.front());
+  sources_.resize(all.size());
+
+  for (const ElementRange& range : plan.buckets) {
+    Bucket bucket;
+    const ElementRange mine = part_of(range, my_column, topology.columns, kArenaAlignment);
+    for (int n = 0; n < topology.nodes; ++n) {
+      if (shard_) {
+        const ElementRange& shard = shards_[static_cast<std::size_t>(n)];
+        const std::size_t first = std::clamp(shard.first, range.first, range.last);
+        bucket.pieces.push_back({first, std::clamp(shard.last, first, range.last)});
+      } else {
+        bucket.pieces.push_back(part_of(mine, n, topology.nodes, kArenaAlignment));
+      }
+    }
+    buckets_.push_back(std::move(bucket));
+  }
+  outbox_.resize(nodes);
+  inbox_.resize(nodes);
+  if (plan.doubling) {
+    plan_rounds(micro_batches, of_nodes);
+    return;
+  }
+  const Bucket& last = buckets_.back();
+  for (std::size_t n = 0; n < nodes; ++n) {
+    if (n == me_) continue;
+    outbox_[n].resize(message_bytes(partials_.size(), last.pieces[n].size()));
+    inbox_[n].resize(message_bytes(partials_of_[n], last.pieces[me_].size()));
+    for (Bucket& bucket : buckets_) {
+      bucket.inbox.resize(nodes);
+      if (&bucket != &last) bucket.inbox[n].resize(partials_of_[n] * bucket.pieces[me_].size());
+    }
+  }
+}
+
+/// Neighbours swap, then pairs of neighbours, and so on. Where the nodes are no power of two, some give all
+/// they have to their right neighbour at first and get the sum from it in the end.
+void NodeExchange::plan_rounds(std::int64_t micro_batches,
+                               const std::vector<std::vector<TreeNode>>& of_nodes) {
+  const auto nodes = static_cast<int>(of_nodes.size());
+  const int me = static_cast<int>(me_);
+  const int power = static_cast<int>(std::bit_floor(static_cast<unsigned>(nodes)));
+  const int rest = nodes - power;
+  // What each node holds, as all of them go through the rounds together.
+  std::vector<std::vector<TreeNode>> held = of_nodes;
+  const auto join = [&](int left, int right) {
+    std::vector<TreeNode> both = held[static_cast<std::size_t>(left)];
+    const auto& more = held[static_cast<std::size_t>(right)];
+    both.insert(both.end(), more.begin(), more.end());
+    return combine_programs(micro_batches, both);
+  };
+  const auto nodes_of = [](const std::vector<CombineProgram>& programs) {
+    std::vector<TreeNode> result;
+    for (const auto& program : programs) result.push_back(program.node);
+    return result;
+  };
+  std::size_t most = 1;
+  const auto add_round = [&](int partner, bool sends, bool receives, std::vector<CombineProgram> programs) {
+    Round round{.partner = partner, .sends = sends, .receives = receives, .programs = std::move(programs)};
+    round.theirs = receives ? held[static_cast<std::size_t>(partner)].size() : 0;
+    round.theirs_first = partner < me;
+    most = std::max({most, round.theirs, round.programs.size(), held[static_cast<std::size_t>(me)].size()});
+    rounds_.push_back(std::move(round));
+  };
+  for (int left = 0; left < 2 * rest; left += 2) {
+    auto programs = join(left, left + 1);
+    const auto joined = nodes_of(programs);
+    if (me == left) add_round(left + 1, true, false, {});
+    if (me == left + 1) add_round(left, false, true, std::move(programs));
+    held[static_cast<std::size_t>(left) + 1] = joined;
+  }
+  const auto seat = [&](int i) { return i < rest ? 2 * i + 1 : i + rest; };
+  for (int distance = 1; distance < power; distance *= 2) {
+    auto after = held;
+    for (int i = 0; i < power; ++i) {
+      const int partner = i ^ distance;
+      auto programs = join(seat(std::min(i, partner)), seat(std::max(i, partner)));
+      after[static_cast<std::size_t>(seat(i))] = nodes_of(programs);
+      if (seat(i) == me) add_round(seat(partner), true, true, std::move(programs));
+    }
+    held = std::move(after);
+  }
+  for (int left = 0; left < 2 * rest; left += 2) {
+    if (me == left + 1) add_round(left, true, false, {});
+    if (me == left) {
+      add_round(left + 1, false, true, {});
+      rounds_.back().replaces = true;
+    }
+  }
+  std::size_t elements = 0;
+  for (const ElementRange& piece : buckets_.front().pieces) elements += piece.size();
+  outbox_[me_].resize(message_bytes(most, elements));
+  inbox_[me_].resize(message_bytes(most, elements));
+  held_.resize(most * (kMicroBatchValues + elements));
+  next_.resize(held_.size());
+  sources_.resize(2 * most);
+}
+
+void NodeExchange::post_send(std::span<const float> values, int node, int tag,
+                             std::vector<Request>& requests) {
+  while (!values.empty()) {
+    const auto part = values.first(std::min(values.size(), kMaxMessageElements));
+    requests.push_back(column_.send(bytes_of(part), node, tag));
+    values = values.subspan(part.size());
+  }
+}
+
+void NodeExchange::post_receive(std::span<float> values, int node, int tag, std::vector<Request>& requests) {
+  while (!values.empty()) {
+    const auto part = values.first(std::min(values.size(), kMaxMessageElements));
+    requests.push_back(column_.receive(std::as_writable_bytes(part), node, tag));
+    values = values.subspan(part.size());
+  }
+}
+
+bool NodeExchange::all_done(Bucket& bucket) {
+  while (bucket.done < bucket.requests.size() && column_.test(bucket.requests[bucket.done])) ++bucket.done;
+  return bucket.done == bucket.requests.size();
+}
+
+bool NodeExchange::all_done(std::vector<Request>& requests) {
+  bool done = true;
+  for (Request& request : requests) done = column_.test(request) && done;
+  return done;
+}
+
+/// `misses(n)` says whether something of node n has not come.
+template <class Ready, class Misses>
+Seconds NodeExchange::wait_until(std::string_view what, Ready ready, Misses misses) {
+  return column_.wait_until(what, ready, [&] {
+    std::string missing;
+    for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+      if (n == me_ || !misses(n)) continue;
+      missing += fmt::format("{}a rank of the node of rank {}, {}", missing.empty() ? "" : ", or ",
+                             topology_.node_leaders[n], topology_.node_hosts[n]);
+    }
+    return missing;
+  });
+}
+
+void NodeExchange::start(std::size_t index) {
+  Bucket& bucket = buckets_[index];
+  const int tag = kBucketTag + 2 * static_cast<int>(index);
+  const ElementRange mine = bucket.pieces[me_];
+  for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+    if (n == me_) continue;
+    const int node = static_cast<int>(n);
+    for (std::size_t p = 0; p < partials_of_[n]; ++p) {
+      post_receive(std::span(bucket.inbox[n]).subspan(p * mine.size(), mine.size()), node, tag,
+                   bucket.requests);
+    }
+    for (const float* partial : partials_) {
+      post_send({partial + bucket.pieces[n].first, bucket.pieces[n].size()}, node, tag, bucket.requests);
+    }
+  }
+  bucket.state = Bucket::State::collecting;
+  started_ = index + 1;
+}
+
+void NodeExchange::poll() {
+  for (std::size_t index = settled_; index < started_; ++index) {
+    advance(buckets_[index], kBucketTag + 2 * static_cast<int>(index) + 1);
+  }
+  while (settled_ < started_ && buckets_[settled_].state == Bucket::State::done) ++settled_;
+}
+
+void NodeExchange::advance(Bucket& bucket, int spread_tag) {
+  using State = Bucket::State;
+  if (bucket.state == State::collecting && all_done(bucket)) {
+    bucket.requests.clear();
+    bucket.done = 0;
+    std::size_t next = 0;
+    for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+      for (std::size_t p = 0; p < partials_of_[n]; ++p) {
+        sources_[next++] = n == me_ ? partials_[p] + bucket.pieces[me_].first
+                                    : bucket.inbox[n].data() + p * bucket.pieces[me_].size();
+      }
+    }
+    combine(bucket);
+    spread(bucket, spread_tag);
+  }
+  if (bucket.state == State::spreading && all_done(bucket)) {
+    bucket.requests.clear();
+    bucket.done = 0;
+    bucket.state = State::done;
+  }
+}
+
+/// Adds `sources_` up into the sum's memory.
+void NodeExchange::combine(const Bucket& bucket) {
+  const ElementRange mine = bucket.pieces[me_];
+  lockstep::run(top_program_, sources_, sum_ + mine.first, mine.size());
+}
+
+void NodeExchange::spread(Bucket& bucket, int tag) {
+  bucket.state = Bucket::State::spreading;
+  if (shard_) return;
+  for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+    if (n == me_) continue;
+    const ElementRange theirs = bucket.pieces[n];
+    const ElementRange mine = bucket.pieces[me_];
+    post_receive({sum_ + theirs.first, theirs.size()}, static_cast<int>(n), tag, bucket.requests);
+    post_send({sum_ + mine.first, mine.size()}, static_cast<int>(n), tag, bucket.requests);
+  }
+}
+
+Tally NodeExchange::complete(const Tally& of_node) {
+  const Tally total = rounds_.empty() ? complete_buckets(of_node) : complete_rounds(of_node);
+  started_ = settled_ = 0;
+  for (Bucket& bucket : buckets_) bucket.state = Bucket::State::idle;
+  return total;
+}
+
+Tally NodeExchange::complete_buckets(const Tally& of_node) {
+  const std::size_t last_index = buckets_.size() - 1;
+  Bucket& last = buckets_[last_index];
+  const int tag = kBucketTag + 2 * static_cast<int>(last_index);
+  for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+    if (n == me_) continue;
+    std::size_t bytes = sizeof(Tally);
+    std::memcpy(outbox_[n].data(), &of_node, sizeof of_node);
+    if (sums(of_node)) {
+      bytes = outbox_[n].size();
+      float* out = values_in(outbox_[n]);
+      for (const float* partial : partials_) {
+        out = std::copy_n(partial + elements_, kMicroBatchValues, out);
+        out = std::copy_n(partial + last.pieces[n].first, last.pieces[n].size(), out);
+      }
+    }
+    requests_.push_back(column_.receive(inbox_[n], static_cast<int>(n), tag));
+    requests_.push_back(column_.send(std::span(outbox_[n]).first(bytes), static_cast<int>(n), tag));
+  }
+  waited_ = wait_until(
+      "partial sums of other nodes",
+      [&] {
+        poll();
+        return all_done(requests_);
+      },
+      [&](std::size_t n) {
+        const std::size_t pair = n < me_ ? n : n - 1;
+        return !requests_[2 * pair].done || !requests_[2 * pair + 1].done;
+      });
+  requests_.clear();
+
+  Tally total;
+  for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+    Tally theirs = of_node;
+    if (n != me_) std::memcpy(&theirs, inbox_[n].data(), sizeof theirs);
+    total.add(theirs);
+  }
+  if (total.elements() == 0) return total;
+  if (of_node.elements() == 0) {
+    for (std::size_t index = 0; index < last_index; ++index) start(index);
+  }
+  if (total.agrees()) {
+    const ElementRange mine = last.pieces[me_];
+    const std::size_t stride = kMicroBatchValues + mine.size();
+    std::array<float, kMicroBatchValues> values;
+    const auto gather_sources = [&](bool tails) {
+      std::size_t next = 0;
+      for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+        for (std::size_t p = 0; p < partials_of_[n]; ++p) {
+          sources_[next++] = n == me_ ? partials_[p] + (tails ? elements_ : mine.first)
+                                      : values_in(inbox_[n]) + p * stride + (tails ? 0 : kMicroBatchValues);
+        }
+      }
+    };
+    gather_sources(true);
+    lockstep::run(top_program_, sources_, values.data(), values.size());
+    gather_sources(false);
+    combine(last);
+    if (first_column_) std::ranges::copy(values, sum_ + elements_);
+    spread(last, tag + 1);
+    started_ = last_index + 1;
+  } else {
+    started_ = last_index;
+  }
+  wait_until(
+      "sums of other nodes",
+      [&] {
+        poll();
+        return settled_ == started_;
+      },
+      any_node);
+  return total;
+}
+
+Tally NodeExchange::complete_rounds(const Tally& of_node) {
+  const auto& pieces = buckets_.front().pieces;  // neighbours, in order
+  const ElementRange mine{pieces.front().first, pieces.back().last};
+  const std::size_t stride = kMicroBatchValues + mine.size();
+  Tally total = of_node;
+  waited_ = Seconds{0};
+  std::size_t count = partials_.size();
+  if (sums(total)) {
+    float* out = held_.data();
+    for (const float* partial : partials_) {
+      out = std::copy_n(partial + elements_, kMicroBatchValues, out);
+      out = std::copy_n(partial + mine.first, mine.size(), out);
+    }
+  }
+  for (const Round& round : rounds_) {
+    auto& out = outbox_[me_];
+    auto& in = inbox_[me_];
+    if (round.receives) {
+      const auto space = std::span(in).first(message_bytes(round.theirs, mine.size()));
+      requests_.push_back(column_.receive(space, round.partner, kRoundTag));
+    }
+    if (round.sends) {
+      std::memcpy(out.data(), &total, sizeof total);
+      std::size_t bytes = sizeof total;
+      if (sums(total)) {
+        bytes = message_bytes(count, mine.size());
+        std::memcpy(out.data() + sizeof total, held_.data(), bytes - sizeof total);
+      }
+      requests_.push_back(column_.send(std::span(out).first(bytes), round.partner, kRoundTag));
+    }
+    waited_ += wait_until(
+        "partial sums of other nodes", [&] { return all_done(requests_); },
+        [&](std::size_t n) { return static_cast<int>(n) == round.partner; });
+    requests_.clear();
+    if (!round.receives) continue;
+    Tally theirs;
+    std::memcpy(&theirs, in.data(), sizeof theirs);
+    if (round.replaces) {
+      total = theirs;
+    } else {
+      // In the order of the nodes, so that all come to the same bits.
+      Tally left = round.theirs_first ? theirs : total;
+      left.add(round.theirs_first ? total : theirs);
+      total = left;
+    }
+    if (!sums(total)) continue;
+    if (round.replaces) {
+      std::memcpy(held_.data(), in.data() + sizeof theirs, stride * sizeof(float));
+      continue;
+    }
+    const float* received = values_in(in);
+    for (std::size_t i = 0; i < count + round.theirs; ++i) {
+      const bool own = round.theirs_first ? i >= round.theirs : i < count;
+      const std::size_t before = round.theirs_first ? round.theirs : count;
+      const std::size_t at = i < before ? i : i - before;
+      sources_[i] = (own ? held_.data() : received) + at * stride;
+    }
+    const auto sources = std::span(sources_).first(count + round.theirs);
+    for (std::size_t p = 0; p < round.programs.size(); ++p) {
+      lockstep::run(round.programs[p], sources, next_.data() + p * stride, stride);
+    }
+    count = round.programs.size();
+    held_.swap(next_);
+  }
+  if (!sums(total)) return total;
+  if (first_column_) std::copy_n(held_.data(), kMicroBatchValues, sum_ + elements_);
+  std::copy_n(held_.data() + kMicroBatchValues, mine.size(), sum_ + mine.first);
+  return total;
+}
+
+void NodeExchange::spread_shards(std::span<float> arena) {
+  const ElementRange mine = shards_[me_];
+  for (std::size_t n = 0; n < shards_.size(); ++n) {
+    if (n == me_) continue;
+    post_receive(arena.subspan(shards_[n].first, shards_[n].size()), static_cast<int>(n), kShardTag,
+                 requests_);
+    post_send(arena.subspan(mine.first, mine.size()), static_cast<int>(n), kShardTag, requests_);
+  }
+  wait_until(
+      "parameters of other nodes", [&] { return all_done(requests_); }, any_node);
+  requests_.clear();
+}
+
+void NodeExchange::gather_shards(std::span<float> arena) {
+  if (me_ != 0) {
+    post_send(arena.subspan(shards_[me_].first, shards_[me_].size()), 0, kShardTag, requests_);
+  } else {
+    for (std::size_t n = 1; n < shards_.size(); ++n) {
+      post_receive(arena.subspan(shards_[n].first, shards_[n].size()), static_cast<int>(n), kShardTag,
+                   requests_);
+    }
+  }
+  wait_until(
+      "shards of other nodes", [&] { return all_done(requests_); }, any_node);
+  requests_.clear();
+}
+
+}  // namespace lockstep

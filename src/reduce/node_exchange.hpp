@@ -1,0 +1,134 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <lockstep/mpi/communicator.hpp>
+#include <lockstep/reduce/canonical_tree.hpp>
+#include <lockstep/reduce/reducer.hpp>
+#include <lockstep/reduce/tally.hpp>
+#include <lockstep/reduce/topology.hpp>
+
+namespace lockstep {
+
+/// How a sum between nodes is cut up. The same on all ranks; no bit of the sum depends on it.
+struct ExchangePlan {
+  bool doubling = false;  ///< all in log2(nodes) rounds of one message, for small arenas; else in buckets
+  bool shard = false;     ///< each rank gets the sum of its shard alone
+  std::vector<ElementRange> buckets;  ///< from the end of the arena to its start, as backward finishes it
+};
+
+/// Measures the network between nodes where that matters, and decides. Collective over `topology.world`.
+ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const ReducerOptions& options);
+
+/// Part `index` of `parts` of `whole`, as even as can be in multiples of `grain`.
+ElementRange part_of(ElementRange whole, int index, int parts, std::size_t grain);
+
+/// The elements that the rank at `column` of node `node` owns where optimizers are sharded.
+ElementRange shard_of(const Topology& topology, std::size_t elements, int node, int column);
+
+/// The sum between nodes, for the ranks with one place on each node (a column): each takes care of its part
+/// of every bucket. Every node has some partial sums that are neighbours in the canonical tree; together they
+/// add up to the root.
+///
+/// In buckets: a node sends each other node its part of the partial sums, adds up the part that is its own
+/// along the tree, and sends the sum back to the others: every element crosses the network as seldom as can
+/// be. Doubling: neighbours swap all that they have and add it up, then neighbours of pairs, and so on: as
+/// few messages one after the other as can be.
+///
+/// The ballots of a node travel with its last bucket. A node whose ranks only have ballots sends them in
+/// messages of the same tags without values; when it hears that others sum, it takes part in their exchange
+/// with whatever lies in its memory. So all nodes come to the same tally, whatever each of them called.
+class NodeExchange {
+ public:
+  /// Local. `column` may be more patient than the topology's. `partials` are this node's partial sums and
+  /// `sum` where the sum goes, all of them arenas of `elements` and kMicroBatchValues floats; `sum` may be
+  /// one of `partials`.
+  NodeExchange(const Topology& topology, Communicator column, std::int64_t micro_batches,
+               std::size_t elements, std::vector<float*> partials, float* sum, const ExchangePlan& plan);
+
+  /// What this rank sends or adds up of a bucket, one range a node.
+  std::span<const ElementRange> pieces(std::size_t bucket) const { return buckets_[bucket].pieces; }
+
+  /// Sends this node's partial sums of a bucket, which are final in `pieces`. Every bucket but the last, in
+  /// their order. Local.
+  void start(std::size_t bucket);
+
+  /// Moves on what was started. Local; does not wait.
+  void poll();
+
+  /// Ends the operation. `of_node` is what the ranks of the node say together. If any of them sums, all
+  /// buckets but the last were started and the partial sums are final. Collective over the column. Returns
+  /// what all ranks of all nodes say.
+  Tally complete(const Tally& of_node);
+
+  /// How long the last `complete` waited for other nodes' ballots. Local.
+  Seconds waited() const { return waited_; }
+
+  /// Sends this rank's shard of `arena` to the column, and receives all others. Collective over the column.
+  void spread_shards(std::span<float> arena);
+
+  /// Brings the shards of `arena` together on the first node. Collective over the column.
+  void gather_shards(std::span<float> arena);
+
+ private:
+  struct Bucket {
+    std::vector<ElementRange> pieces;
+    std::vector<std::vector<float>> inbox;  ///< of each node: its partial sums of my piece
+    std::vector<Request> requests;
+    std::size_t done = 0;  ///< requests that are
+    enum class State { idle, collecting, spreading, done } state = State::idle;
+  };
+  struct Round {
+    int partner = 0;
+    bool sends = false;
+    bool receives = false;
+    bool replaces = false;      ///< what is received is the root already
+    bool theirs_first = false;  ///< the partner's micro-batches come before mine
+    std::size_t theirs = 0;     ///< partial sums that it sends
+    std::vector<CombineProgram> programs;
+  };
+
+  void plan_rounds(std::int64_t micro_batches, const std::vector<std::vector<TreeNode>>& nodes_of_node);
+  void post_send(std::span<const float> values, int node, int tag, std::vector<Request>& requests);
+  void post_receive(std::span<float> values, int node, int tag, std::vector<Request>& requests);
+  bool all_done(Bucket& bucket);
+  bool all_done(std::vector<Request>& requests);
+  void advance(Bucket& bucket, int tag);
+  void combine(const Bucket& bucket);
+  void spread(Bucket& bucket, int tag);
+  template <class Ready, class Misses>
+  Seconds wait_until(std::string_view what, Ready ready, Misses misses);
+  Tally complete_buckets(const Tally& of_node);
+  Tally complete_rounds(const Tally& of_node);
+
+  Communicator column_;
+  const Topology& topology_;
+  Seconds waited_{0};
+  std::size_t me_;
+  bool first_column_;
+  std::size_t elements_;
+  bool shard_;
+  std::vector<float*> partials_;
+  float* sum_;
+  std::vector<std::size_t> partials_of_;  ///< number of partial sums of each node
+  CombineProgram top_program_;            ///< from those of all nodes to the root
+  std::vector<const float*> sources_;
+  std::vector<Bucket> buckets_;
+  std::size_t started_ = 0;
+  std::size_t settled_ = 0;  ///< all buckets before it are through
+  std::vector<ElementRange> shards_;
+  std::vector<Request> requests_;
+
+  // The last bucket with the ballots, or everything where doubling: to and from each node.
+  std::vector<std::vector<std::byte>> outbox_;
+  std::vector<std::vector<std::byte>> inbox_;
+  std::vector<Round> rounds_;
+  std::vector<float> held_;  ///< doubling: the partial sums so far
+  std::vector<float> next_;
+};
+
+}  // namespace lockstep

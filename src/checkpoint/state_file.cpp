@@ -199,7 +199,7 @@ StateFile load_state(Directory& directory, const std::string& basename, const Lo
         if (same != known.end()) record.preserved = same->preserved;
       }
       state.checkpoints.push_back(std::move(record));
-    } catch (const DataError& error) {
+    } catch (const Error& error) {  // damaged, or no plain file
       log.warn(fmt::format("{}; it is left alone and not counted", error.what()));
     }
   }

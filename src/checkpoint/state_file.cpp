@@ -156,7 +156,17 @@ ParsedStateFile read_state_file(Directory& directory) {
 
 void write_state_file(Directory& directory, const StateFile& state) {
   const std::string text = to_json(state);
-  replace_file(directory, std::string(kStateFileName), std::as_bytes(std::span(text)));
+  const std::string name(kStateFileName);
+  try {
+    replace_file(directory, name, std::as_bytes(std::span(text)));
+  } catch (const FileError& error) {
+    if (error.code() != EISDIR) throw;
+    // Somebody made a folder of that name. It goes aside like everything that is in the way.
+    int k = 1;
+    while (directory.exists(damaged_name(name, k))) ++k;
+    directory.rename(name, damaged_name(name, k));
+    replace_file(directory, name, std::as_bytes(std::span(text)));
+  }
 }
 
 std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename) {

@@ -20,6 +20,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/base/executor.hpp>
 #include <lockstep/base/random.hpp>
+#include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/restore.hpp>
 #include <lockstep/checkpoint/saver.hpp>
 
@@ -77,8 +78,10 @@ std::map<std::string, std::string> make_files(const std::filesystem::path& folde
   InlineExecutor executor;
   SystemIdentity identity;
   {
-    Saver saver(PosixFileSystem().create_directory(folder), model.state.entries(), {.max_to_keep = 0}, clock,
-                executor, {}, 1, identity);
+    const std::shared_ptr<Directory> directory = PosixFileSystem().create_directory(folder);
+    const DirectoryLock lock(directory, clock, executor, {}, identity);
+    Saver saver(directory, model.state.entries(), {.max_to_keep = 0}, clock, executor, {}, lock.token(),
+                identity);
     for (std::int64_t step = 1; step <= 5; ++step) {
       model.set(step * 10);
       saver.start(step * 10);
@@ -284,7 +287,9 @@ class Cases {
     FakeClock clock;
     InlineExecutor executor;
     SystemIdentity identity;
-    Saver saver(directory, model.state.entries(), {.max_to_keep = 0}, clock, executor, {}, 1, identity);
+    const DirectoryLock lock(directory, clock, executor, {}, identity);
+    Saver saver(directory, model.state.entries(), {.max_to_keep = 0}, clock, executor, {}, lock.token(),
+                identity);
     model.set(step);
     saver.start(step);
     saver.wait();

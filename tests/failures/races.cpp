@@ -230,6 +230,7 @@ int main(int argc, char** argv) {
   });
   std::printf("%ld races, %ld problems; in %ld the loser had made its proposal\n", raced.points,
               raced.problems, raced.other[0]);
+  std::fflush(stdout);  // or the processes of the next part print it, too
   if (raced.problems != 0) return EXIT_FAILURE;
   naps = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     Races all(scratch);

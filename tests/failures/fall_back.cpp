@@ -321,6 +321,5 @@ int main(int argc, char** argv) {
     }
     return cases.totals;
   });
-  std::printf("%ld cases, %ld problems\n", totals.points, totals.problems);
-  return totals.problems == 0 && totals.points == static_cast<long>(count) ? EXIT_SUCCESS : EXIT_FAILURE;
+  return report(totals, static_cast<long>(count));
 }

@@ -83,7 +83,5 @@ int main(int argc, char** argv) {
   const Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     return sweep(worker, workers, scratch, full);
   });
-  constexpr long kAtLeast = 2000;
-  std::printf("%ld failing calls, %ld problems\n", totals.points, totals.problems);
-  return totals.problems == 0 && totals.points >= kAtLeast ? EXIT_SUCCESS : EXIT_FAILURE;
+  return report(totals, 2000);
 }

@@ -291,6 +291,12 @@ Totals on_all_cores(
   return all;
 }
 
+int report(const Totals& totals, long at_least) {
+  if (totals.points < at_least) std::printf("there should be at least %ld cases\n", at_least);
+  std::printf("%ld cases, %ld problems\n", totals.points, totals.problems);
+  return totals.problems == 0 && totals.points >= at_least ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
 bool is_full(int argc, char** argv) {
   const std::vector<std::string_view> words(argv, argv + argc);
   const auto found = std::ranges::find(words, "--size");

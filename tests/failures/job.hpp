@@ -96,6 +96,10 @@ struct Totals {
 };
 Totals on_all_cores(const std::function<Totals(int worker, int workers, const std::filesystem::path&)>& work);
 
+/// Prints the last line of an instrument, "N cases, N problems", and returns its exit code. Fewer cases than
+/// `at_least` are a failure, too: nothing was tried.
+int report(const Totals& totals, long at_least);
+
 /// "--size full" among the arguments.
 bool is_full(int argc, char** argv);
 

@@ -1,6 +1,9 @@
 // Kills a job at every call that changes its folder, and looks at what is left.
 //
 //   kill_points [--size full]
+//
+// The folder is the chief's alone, so that its calls are the same at any number of ranks: unless all are
+// asked for, only every third is tried at two and at four.
 
 #include <cerrno>
 #include <csignal>
@@ -27,12 +30,13 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool
   for (const Scenario& scenario : scenarios()) {
     const std::string calls = sweep.rehearse(scenario);
     const long count = static_cast<long>(calls.size());
-    for (long at = 1; at <= count; ++at) {
+    const long stride = full || scenario.job.ranks % 2 == 1 ? 1 : 3;
+    for (long at = 1; at <= count; at += stride) {
       if (!sweep.mine()) continue;
       sweep.try_with(
           scenario, [&](Faults& faults) { faults.kill_at = at; }, judge);
     }
-    for (long at = 1; at <= count; ++at) {
+    for (long at = 1; at <= count; at += stride) {
       if (calls[static_cast<std::size_t>(at - 1)] != 'w' || !sweep.mine()) continue;
       sweep.try_with(
           scenario,
@@ -43,7 +47,7 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool
           judge);
     }
     // A call fails, and a later one is the last.
-    const long pairs = full ? 30 * count : count + 15;
+    const long pairs = full ? 30 * count : count / 4;
     for (long i = 0; i < pairs; ++i) {
       if (!sweep.mine()) continue;
       const Random random(static_cast<std::uint64_t>(i), Purpose::test);
@@ -72,7 +76,5 @@ int main(int argc, char** argv) {
   const Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     return sweep(worker, workers, scratch, full);
   });
-  constexpr long kAtLeast = 5000;
-  std::printf("%ld kills, %ld problems\n", totals.points, totals.problems);
-  return totals.problems == 0 && totals.points >= kAtLeast ? EXIT_SUCCESS : EXIT_FAILURE;
+  return report(totals, full ? 50'000 : 2000);
 }

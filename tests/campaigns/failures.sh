@@ -1,0 +1,34 @@
+# Whether checkpoints outlive kills, failing calls, damage and rivals; one table of cases, problems and seconds.
+#
+#   tools/campaign failures [--size small|full] [INSTRUMENT...]
+#
+# INSTRUMENT: one of the tests of tests/failures (default: all). small is what every run of the tests does. What each
+# printed is kept in BUILD/meson-logs/failures-NAME.txt. docs/failures.md tells what the instruments do.
+set -euo pipefail
+
+all=(kill_points io_errors damage fall_back races)
+names=("$@")
+[[ $# -gt 0 ]] || names=("${all[@]}")
+for name in "${names[@]}"; do
+  if [[ " ${all[*]} " != *" $name "* ]]; then
+    echo "failures: there is no instrument '$name' (${all[*]})" >&2
+    exit 64
+  fi
+done
+
+[[ -f $BUILD/build.ninja ]] || meson setup "$BUILD" > /dev/null
+ninja -C "$BUILD" "${names[@]/#/tests/failures/failures_}" | tail -1
+
+failed=0
+printf '%-14s %10s %10s %8s\n' instrument cases problems seconds
+for name in "${names[@]}"; do
+  log=$BUILD/meson-logs/failures-$name.txt
+  started=$EPOCHREALTIME
+  verdict=ok
+  "$BUILD/tests/failures/failures_$name" --size "$SIZE" > "$log" 2>&1 || verdict="FAILED, see $log"
+  [[ $verdict == ok ]] || failed=1
+  read -r cases _ problems _ < <(tail -1 "$log") || true
+  seconds=$(((${EPOCHREALTIME/./} - ${started/./}) / 1000000))
+  printf '%-14s %10s %10s %8s  %s\n' "$name" "${cases:--}" "${problems:--}" "$seconds" "$verdict"
+done
+exit $failed

@@ -69,15 +69,44 @@ class BadInput(EndToEnd):
                 ({"schedule": "linear"}, ["--schedule 'linear'", "cosine"]),
                 ({"schedule": "step"}, ["--schedule step", "--schedule_steps"]),
                 ({"decay_factor": 0}, ["--decay_factor 0"]),
+                ({"early_stopping_patience": -1}, ["--early_stopping_patience -1", "at least 0"]),
+                ({"early_stopping_patience": 2, "early_stopping_min_delta": -0.5},
+                 ["--early_stopping_min_delta -0\\.5", "at least 0"]),
+                ({"early_stopping_patience": 2, "early_stopping_min_delta": "inf"}, ["--early_stopping_min_delta inf"]),
+                ({"profile_steps": -2}, ["--profile_steps -2", "at least 0"]),
+                ({"profile_secs": -1}, ["--profile_secs -1"]),
+                ({"profile_secs": "nan"}, ["--profile_secs nan"]),
+                ({"profile_steps": 2, "checkpoint_dir": None}, ["--profile_steps", "--profile_dir"]),
                 ({"fresh": True, "restore_from": "ckpt-00000001.h5"}, ["--fresh and --restore_from"]),
                 ({"kernels": "mkl"}, ["--kernels 'mkl'"]),
                 ({"keep_best": "loss"}, ["keep_best 'loss'", "METRIC:K"]),
                 ({"init_from": "a.h5"}, ["--init_from and --init_tensors"]),
         ]:
             with self.subTest(**changes):
-                self.check(self.options(checkpoint_dir=run, **changes), 64, words,
+                self.check(self.options(**{"checkpoint_dir": run} | changes), 64, words,
                            ranks=RANKS if changes.get("last_step") == -5 else (3,),
                            plain=changes.get("last_step") == -5)
+
+    def test_options_of_a_wait(self):
+        for options, words in [
+                (("--wait_for_step", -1), ["--wait_for_step -1", "at least 0"]),
+                (("--wait_for_step", "soon"), ["wait_for_step", "soon"]),
+                (("--wait_for_step", 5, "--checkpoint", "ckpt-00000001.h5"), ["--checkpoint and --wait_for_step"]),
+                (("--wait_for_step", 5, "--max_wait_secs", -1), ["--max_wait_secs -1", "at least 0"]),
+        ]:
+            with self.subTest(options=options):
+                ended = harness.execute(harness.EVAL, "--dataset", "idx", "--data_dir", self.data, "--checkpoint_dir",
+                                        self.folder, *options)
+                self.assertEqual(ended.code, 64, str(ended))
+                self.assertEqual(len(ended.errors()), 1, str(ended))
+                for word in words:
+                    self.assertRegex(ended.err[ended.err.index("error: "):], word)
+        # Nobody saves there: the job ends at the limit. A rank may be ended before it has said so.
+        ended = harness.run(3, harness.EVAL, "--dataset", "idx", "--data_dir", self.data, "--checkpoint_dir",
+                            self.folder, "--wait_for_step", 5, "--max_wait_secs", 0.2)
+        self.assertEqual(ended.code, 75, str(ended))
+        self.assertRegex(ended.err, f"error: .*step 5 .*{self.folder}.*")
+        self.assertEqual(harness.snapshot(self.folder), {})
 
     def test_options_of_later_versions_are_refused(self):
         for name, value in [("model", "resnet"), ("dataset", "cifar10"),

@@ -10,6 +10,10 @@ namespace {
 constexpr std::uint64_t kMaxStatusBytes = std::uint64_t{1} << 20;
 }
 
+bool goes_on(const RunStatus& before) noexcept {
+  return before.state == "running" || before.state == "stopped";
+}
+
 std::optional<RunStatus> read_status(Directory& directory) noexcept {
   try {
     const std::string name(kStatusFileName);

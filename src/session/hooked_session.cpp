@@ -70,6 +70,7 @@ void HookedSession::begin() {
   phase_ = "begin";
   try {
     find_saver();
+    if (ground_.comm.is_chief()) set_time_limit();
     std::stable_partition(after_run_order_.begin(), after_run_order_.end(),
                           [](const SessionRunHook* hook) { return !hook->looks_last(); });
     for (; begun_ < hooks_.size(); ++begun_) {
@@ -123,6 +124,22 @@ void HookedSession::open(CreatedSession& session, Coordinator& coordinator,
   hook_ = nullptr;
   phase_ = "the program";
   agree(ground_.start, failure);
+}
+
+/// The earlier of the two, on the chief's clock.
+void HookedSession::set_time_limit() {
+  const SessionConfig& config = ground_.config;
+  const Seconds margin(config.time_margin_secs);
+  const Seconds run(config.max_run_secs);
+  std::optional<Seconds> left;
+  if (config.end_time) left = Seconds(*config.end_time - config.clock->wall_seconds());
+  if (config.max_run_secs > 0 && (!left || run <= *left)) {
+    time_limit_.emplace(ground_.started + run, margin, fmt::format("the time limit of {} s", run.count()));
+  } else if (left) {
+    time_limit_.emplace(config.clock->now() + *left, margin, "the time of the allocation");
+    ground_.log.info(
+        fmt::format("the allocation ends in {:.0f} s; the run leaves with a save in time", left->count()));
+  }
 }
 
 void HookedSession::attach_saver() {
@@ -272,7 +289,7 @@ void HookedSession::speak(Tally& ballot) {
   }
   if (!wish_.empty()) ballot.say(Says::stop);
   if (wants_save_) ballot.say(Says::save);
-  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty() && config.max_run_secs <= 0))
+  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty() && !time_limit_))
     return;
   const Seconds now = config.clock->now();
   for (std::size_t i = 0; i < timers_.size(); ++i) {
@@ -281,7 +298,8 @@ void HookedSession::speak(Tally& ballot) {
   for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
     if (chief_timers_[i]->seconds_passed(now)) ballot.set_timer(kMaxTimers - 1 - static_cast<int>(i));
   }
-  if (config.max_run_secs > 0 && now - ground_.started >= Seconds(config.max_run_secs)) {
+  if (time_limit_ && time_limit_->reached(now, saver_ ? saver_->slow_save() : Seconds{0})) {
+    if (!out_of_time_) ground_.log.info(time_limit_->describe());
     out_of_time_ = true;
     ballot.say(Says::stop);
   }
@@ -315,7 +333,7 @@ void HookedSession::heed(const Tally& tally) {
     const int who = tally.first_rank(Says::stop);
     const bool early = wish_.empty() && out_of_time_;
     const std::string mine =
-        early ? fmt::format("1the time limit\n{} of {} s", "the time limit", ground_.config.max_run_secs)
+        early ? fmt::format("1the time limit\n{}", time_limit_->name())
               : fmt::format("0{}\n{}", wish_by_, wish_);
     const std::string text = ground_.comm.broadcast_text(mine, who);
     const std::size_t cut = text.find('\n');

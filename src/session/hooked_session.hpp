@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <lockstep/hooks/checkpoint_saver.hpp>
+#include <lockstep/session/time_limit.hpp>
 #include <lockstep/hooks/session_run_hook.hpp>
 #include <lockstep/session/coordinator.hpp>
 #include <lockstep/session/step_fn_context.hpp>
@@ -99,6 +100,7 @@ class HookedSession final : public RunContext, public CreatedSession::Speaker {
 
   void find_saver();
   void attach_saver();
+  void set_time_limit();
   void open_summaries();
   void heed(const Tally& tally);
   void deliver_gathered(Failure& failure);
@@ -129,6 +131,7 @@ class HookedSession final : public RunContext, public CreatedSession::Speaker {
   std::string wish_;  ///< this rank asks to stop: why
   std::string wish_by_;
   bool out_of_time_ = false;
+  std::optional<TimeLimit> time_limit_;  ///< chief only
   bool wants_save_ = false;
   std::vector<std::pair<std::string, Deliver>> gathers_;  ///< asked for by hooks, not yet sent
   std::optional<AgreedFailure> thread_failure_;

@@ -19,6 +19,7 @@ void check(const MonitoredSessionOptions& options, const SessionGround& ground) 
   };
   limit(ground.options.max_wait_secs, "max_wait_secs");
   limit(ground.config.max_run_secs, "max_run_secs");
+  limit(ground.config.time_margin_secs, "time_margin_secs");
   if (!(options.stop_grace_period_secs >= 0)) {
     throw UsageError(
         fmt::format("stop_grace_period_secs is {}; give the seconds that threads and hooks get to "

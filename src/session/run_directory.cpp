@@ -18,7 +18,8 @@ RunDirectory::RunDirectory(const std::filesystem::path& path, SessionConfig& con
   }
   lock_ = std::make_unique<DirectoryLock>(directory_, *config.clock, *config.executor, log, *config.process,
                                           LockOptions{.steal = config.steal});
-  if (const auto before = read_status(*directory_)) restarts_ = before->restarts + 1;
+  const auto before = read_status(*directory_);
+  if (before && goes_on(*before)) restarts_ = before->restarts + 1;
 }
 
 void RunDirectory::write_status(const char* state, std::optional<ExitCode> code, const std::string& reason,

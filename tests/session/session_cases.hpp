@@ -66,7 +66,7 @@ inline void check_saving_and_restoring(const Communicator& world) {
   CHECK(rank.state.parameters()[0] == 0.25F);
   session.close();
   if (world.is_chief()) {
-    CHECK(folder.status().restarts == 1);
+    CHECK(folder.status().restarts == 0);  // the run before was done: nothing was restarted
     CHECK(folder.saved() == Steps{0, 2, 3});
   }
 }
@@ -701,12 +701,14 @@ inline void check_too_many_timers(const Communicator& world) {
 
 inline void check_signals_and_time_limit(const Communicator& world) {
   for (const auto& step : all_steps()) {
-    for (int who = -1; who < world.size(); ++who) {  // -1: the time limit
+    for (int who = -2; who < world.size(); ++who) {  // -1: the time limit, -2: the end of the allocation
       CAPTURE(who);
       const SharedFolder folder(world);
       Rank rank(world);
       auto options = rank.options(folder.path);
-      options.config.max_run_secs = 10;
+      // Too little for two more steps of 2 s after step 5.
+      if (who == -1) options.config.max_run_secs = 13;
+      if (who == -2) options.config.end_time = rank.clock->wall_seconds() + (world.is_chief() ? 13 : -1000);
       const auto recorder = std::make_shared<Recorder>([&](std::string_view phase, RunContext& context) {
         // What an end changes is saved as well: the save on the signal was made before.
         if (phase == "end") context.state().parameters()[0] = 42;
@@ -720,8 +722,9 @@ inline void check_signals_and_time_limit(const Communicator& world) {
       }
       CHECK(session.stopped_early());
       CHECK(session.global_step() == 5);
-      CHECK(session.stop_reason() ==
-            (who < 0 ? "the time limit of 10 s" : "SIGTERM on rank " + std::to_string(who)));
+      CHECK(session.stop_reason() == (who == -1   ? "the time limit of 13 s"
+                                      : who == -2 ? "the time of the allocation"
+                                                  : "SIGTERM on rank " + std::to_string(who)));
       session.close();
       CHECK(recorder->count("end") == 1);
       if (world.is_chief()) {
@@ -734,6 +737,7 @@ inline void check_signals_and_time_limit(const Communicator& world) {
       CHECK(again.global_step() == 5);
       CHECK(next.state.parameters()[0] == 42);
       again.close();
+      if (world.is_chief()) CHECK(folder.status().restarts == 1);
     }
   }
 }

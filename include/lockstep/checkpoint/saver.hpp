@@ -80,6 +80,10 @@ class Saver {
   /// The oldest save that has ended and was not taken yet. Does not block.
   std::optional<SaveResult> take_result();
 
+  /// How long a slow save (the 99th percentile so far) takes from snapshot to durable; before the first one a
+  /// guess from the size.
+  Seconds slow_save() const;
+
   /// The newest step that this saver has made durable.
   std::optional<std::int64_t> last_durable_step() const;
 
@@ -117,6 +121,7 @@ class Saver {
   mutable std::mutex mutex_;  // guards what follows
   StateFile state_;
   std::deque<SaveResult> results_;
+  std::vector<double> seconds_;  ///< of each save, in increasing order
   std::optional<std::int64_t> last_durable_step_;
 
   std::unique_ptr<Worker> worker_;  // last: its end waits for a task that uses everything above

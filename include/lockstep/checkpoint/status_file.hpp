@@ -15,7 +15,7 @@ struct RunStatus {
   std::optional<int> exit_code;
   std::string reason;
   std::int64_t global_step = 0;
-  std::int64_t restarts = 0;  ///< launches in this directory before this one
+  std::int64_t restarts = 0;  ///< launches in a row before this one that were stopped or lost
   std::int64_t pid = 0;
   std::string host;
   std::string job;
@@ -23,6 +23,9 @@ struct RunStatus {
 
   friend bool operator==(const RunStatus&, const RunStatus&) = default;
 };
+
+/// Whether a launch that finds this goes on with a run that was stopped or lost: one more restart.
+bool goes_on(const RunStatus& before) noexcept;
 
 /// nullopt when there is none, or none that can be understood. Local; any process may. Throws nothing.
 std::optional<RunStatus> read_status(Directory& directory) noexcept;

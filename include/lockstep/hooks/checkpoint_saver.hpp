@@ -67,6 +67,9 @@ class CheckpointSaverHook final : public SessionRunHook {
   /// little time.
   void save_and_wait(RunContext& context);
 
+  /// Chief: how long a slow save takes (see Saver); 0 on other ranks.
+  Seconds slow_save() const { return saver_ ? saver_->slow_save() : Seconds{0}; }
+
   /// Session only: the state has changed since it was saved, though the step has not, so `end` saves again.
   void save_again() noexcept { saved_step_.reset(); }
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -22,7 +23,9 @@ struct SessionConfig {
   bool share_parameters = false;   ///< one copy a node, of which each rank updates its slice
   int ranks_per_node = 0;          ///< above 0: pretend that nodes are that small (tests)
 
-  double max_run_secs = 0;  ///< stop with a save when the session is this old; 0: off
+  double max_run_secs = 0;              ///< leave with a save before the session is this old; 0: off
+  std::optional<double> end_time = {};  ///< or before this time, in seconds since 1970; the chief's counts
+  double time_margin_secs = 0;          ///< to spare, beyond what saves and steps take (see TimeLimit)
   bool stop_on_save_failure = false;
   int max_recoveries = 10;  ///< after AbortedError, without a step that was completed in between
 

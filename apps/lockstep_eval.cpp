@@ -23,6 +23,7 @@
 #include "checkpoint_choice.hpp"
 #include "program.hpp"
 #include "setup.hpp"
+#include "slurm.hpp"
 #include "train_options.hpp"
 #include "usage.hpp"
 
@@ -304,10 +305,12 @@ int main(int argc, char** argv) {
   std::pair<EvalOptions, std::string> parsed;
   std::exception_ptr misuse;
   try {
+    refuse_untold_tasks();
     parsed = parse(argc, argv);
   } catch (...) {
     misuse = std::current_exception();  // told once MPI says which rank this is
   }
+  if (const auto code = refused_before_mpi(misuse)) return *code;
   const Environment environment(&argc, &argv);
   const Communicator world = environment.world();
   return run_program(world, misuse, parsed.second,

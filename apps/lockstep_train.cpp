@@ -9,7 +9,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
-#include <sched.h>
 
 #include <lockstep/base/mac.hpp>
 #include <lockstep/base/signals.hpp>
@@ -24,9 +23,11 @@
 #include <lockstep/train/trainer.hpp>
 
 #include "checkpoint_choice.hpp"
+#include "placement.hpp"
 #include "program.hpp"
 #include "progress_hook.hpp"
 #include "setup.hpp"
+#include "slurm.hpp"
 #include "train_options.hpp"
 #include "usage.hpp"
 
@@ -77,17 +78,6 @@ std::shared_ptr<const Dataset> finish_loading(const Communicator& world, const T
   }
   throw_together(world, failure);
   return dataset;
-}
-
-/// "each on 1 core", "on 1 to 2 cores": how ranks are bound. Collective.
-std::string binding(const Communicator& world) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
-  const auto counts = world.all_gather(mine);
-  const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
-  if (*least == *most) return fmt::format("each may use {} core{}", *least, *least == 1 ? "" : "s");
-  return fmt::format("each may use {} to {} cores", *least, *most);
 }
 
 void warn_of_idle_ranks(const Communicator& world, const Log& log, const BatchPlan& batch) {
@@ -165,6 +155,8 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   config.share_parameters = true;
   config.ranks_per_node = options.ranks_per_node;
   config.max_run_secs = options.max_run_secs;
+  config.end_time = allocation_end();
+  config.time_margin_secs = options.time_margin_secs;
   config.stop_on_save_failure = options.on_save_failure == "stop";
   config.fresh = options.fresh;
   config.restore_from = options.restore_from;
@@ -242,9 +234,10 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   const auto schedule = make_schedule(options, last_step);
   declare_settings(state, options, batch, model, *optimizer, *kernels, *dataset, last_step);
 
-  const std::string bound = binding(comm);
-  log.info(fmt::format("{}, {}, {} ranks, {}, 1 thread a rank", version_text(), Environment::library(),
-                       comm.size(), bound));
+  log.info(fmt::format("{}, {}, {} rank{}, 1 thread a rank", version_text(), Environment::library(),
+                       comm.size(), comm.size() == 1 ? "" : "s"));
+  report_placement(comm, log);
+  warn_of_unused_tasks(comm, log);
   log.info(fmt::format("data: {} samples of {} in {} classes", dataset->size(),
                        to_string(dataset->sample_shape()), dataset->classes()));
   log.info(fmt::format("model: {}, {} parameters, {:.3g} Mflop a sample", options.model,
@@ -363,11 +356,13 @@ int main(int argc, char** argv) {
   std::exception_ptr misuse;
   DataLoad load;
   try {
+    refuse_untold_tasks();
     parsed = parse_train_options(argc, argv);
     if (parsed.print.empty()) load = start_loading(parsed.options, machine);
   } catch (...) {
     misuse = std::current_exception();  // told once MPI says which rank this is
   }
+  if (const auto code = refused_before_mpi(misuse)) return *code;
   const Environment environment(&argc, &argv);
   const Communicator world = environment.world();
   return run_program(world, misuse, parsed.print,

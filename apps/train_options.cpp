@@ -97,6 +97,7 @@ void check(const TrainOptions& o) {
   interval("max_wait_secs", o.max_wait_secs);
   interval("stop_grace_period_secs", o.stop_grace_period_secs);
   interval("max_run_secs", o.max_run_secs);
+  interval("time_margin_secs", o.time_margin_secs);
   interval("keep_checkpoint_every_n_hours", o.keep_checkpoint_every_n_hours);
   check_range<std::int64_t>("save_checkpoint_steps", o.save_checkpoint_steps, 0, kHuge);
   check_range<std::int64_t>("save_summaries_steps", o.save_summaries_steps, 0, kHuge);
@@ -291,8 +292,12 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "stop_grace_period_secs", po::value(&o.stop_grace_period_secs)->default_value(o.stop_grace_period_secs),
       "how long hooks and threads may take to end after a signal")(
       "max_run_secs", po::value(&o.max_run_secs)->default_value(0),
-      "save and stop (exit code 75) when the run is this old; 0: off")("report", po::value(&o.report),
-                                                                       "write results here as JSON")(
+      "save and stop (exit code 75) before the run is this old; 0: off. Under Slurm also before the "
+      "allocation "
+      "ends, where SLURM_JOB_END_TIME says when")(
+      "time_margin_secs", po::value(&o.time_margin_secs)->default_value(o.time_margin_secs),
+      "to spare then, beside what two saves and two steps take")("report", po::value(&o.report),
+                                                                 "write results here as JSON")(
       "log_file", po::value(&o.log_file), "the chief's messages, dated, beside the terminal")(
       "dry_run", po::bool_switch(&o.dry_run), "check everything and say what would be done; write nothing")(
       "config", po::value<std::string>(),

@@ -67,6 +67,7 @@ struct TrainOptions {
   double max_wait_secs = 7200;
   double stop_grace_period_secs = 120;
   double max_run_secs = 0;
+  double time_margin_secs = 10;
   int ranks_per_node = 0;
   std::string report;
   std::string log_file;

@@ -289,8 +289,7 @@ void HookedSession::speak(Tally& ballot) {
   }
   if (!wish_.empty()) ballot.say(Says::stop);
   if (wants_save_) ballot.say(Says::save);
-  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty() && !time_limit_))
-    return;
+  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty() && !time_limit_)) return;
   const Seconds now = config.clock->now();
   for (std::size_t i = 0; i < timers_.size(); ++i) {
     if (timers_[i]->seconds_passed(now)) ballot.set_timer(static_cast<int>(i));
@@ -332,9 +331,8 @@ void HookedSession::heed(const Tally& tally) {
   if (tally.anyone_says(Says::stop)) {
     const int who = tally.first_rank(Says::stop);
     const bool early = wish_.empty() && out_of_time_;
-    const std::string mine =
-        early ? fmt::format("1the time limit\n{}", time_limit_->name())
-              : fmt::format("0{}\n{}", wish_by_, wish_);
+    const std::string mine = early ? fmt::format("1the time limit\n{}", time_limit_->name())
+                                   : fmt::format("0{}\n{}", wish_by_, wish_);
     const std::string text = ground_.comm.broadcast_text(mine, who);
     const std::size_t cut = text.find('\n');
     set_stopping({.reason = text.substr(cut + 1) + (who == 0 ? "" : fmt::format(" (asked by rank {})", who)),

@@ -10,11 +10,11 @@
 #include <vector>
 
 #include <lockstep/hooks/checkpoint_saver.hpp>
-#include <lockstep/session/time_limit.hpp>
 #include <lockstep/hooks/session_run_hook.hpp>
 #include <lockstep/session/coordinator.hpp>
 #include <lockstep/session/step_fn_context.hpp>
 #include <lockstep/session/stop_cause.hpp>
+#include <lockstep/session/time_limit.hpp>
 
 #include "created_session.hpp"
 

@@ -1,0 +1,177 @@
+#include "placement.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cstddef>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <lockstep/base/process.hpp>
+
+namespace lockstep {
+namespace {
+
+constexpr std::size_t kShownNodes = 8;
+
+/// The ranks of a node and the cores that each may use.
+struct Node {
+  std::string host;
+  std::vector<int> ranks;
+  std::vector<std::vector<int>> cores;  ///< of each of `ranks`, in increasing order
+};
+
+std::vector<int> my_cores() {
+  constexpr int kMostCores = 1 << 14;
+  cpu_set_t* set = CPU_ALLOC(kMostCores);
+  const std::size_t bytes = CPU_ALLOC_SIZE(kMostCores);
+  CPU_ZERO_S(bytes, set);
+  std::vector<int> cores;
+  if (sched_getaffinity(0, bytes, set) == 0) {
+    for (int core = 0; core < kMostCores; ++core) {
+      if (CPU_ISSET_S(static_cast<std::size_t>(core), bytes, set) != 0) cores.push_back(core);
+    }
+  }
+  CPU_FREE(set);
+  return cores;
+}
+
+/// "host\nboot id\n0 1 2 3"
+std::string describe_myself() {
+  const SystemIdentity identity;
+  std::string text = identity.host() + "\n" + identity.boot_id() + "\n";
+  for (const int core : my_cores()) text += std::to_string(core) + " ";
+  return text;
+}
+
+/// The nodes in the order of their first rank. Ranks are on one node when they run on one system, whatever it
+/// calls itself: cores are numbered by the kernel.
+std::vector<Node> nodes_of(const std::vector<std::string>& texts) {
+  std::vector<Node> nodes;
+  std::map<std::string, std::size_t> known;
+  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+    const std::string& text = texts[rank];
+    const std::size_t host_end = text.find('\n');
+    const std::size_t boot_end = text.find('\n', host_end + 1);
+    const auto [entry, is_new] =
+        known.emplace(text.substr(host_end + 1, boot_end - host_end - 1), nodes.size());
+    if (is_new) nodes.push_back({.host = text.substr(0, host_end), .ranks = {}, .cores = {}});
+    Node& node = nodes[entry->second];
+    node.ranks.push_back(static_cast<int>(rank));
+    std::vector<int>& cores = node.cores.emplace_back();
+    for (const char* at = text.data() + boot_end + 1; at < text.data() + text.size();) {
+      int core = 0;
+      at = std::from_chars(at, text.data() + text.size(), core).ptr + 1;
+      cores.push_back(core);
+    }
+  }
+  return nodes;
+}
+
+/// "ranks 0-3 on cores 0-7; rank 4 on core 8"
+std::string map_of(const Node& node) {
+  std::vector<std::vector<int>> distinct;
+  std::vector<std::vector<int>> ranks;
+  for (std::size_t i = 0; i < node.ranks.size(); ++i) {
+    const auto same = std::ranges::find(distinct, node.cores[i]);
+    const auto at = static_cast<std::size_t>(same - distinct.begin());
+    if (same == distinct.end()) {
+      distinct.push_back(node.cores[i]);
+      ranks.emplace_back();
+    }
+    ranks[at].push_back(node.ranks[i]);
+  }
+  std::string text;
+  for (std::size_t i = 0; i < distinct.size(); ++i) {
+    text += fmt::format("{}rank{} {} on core{} {}", i == 0 ? "" : "; ", ranks[i].size() == 1 ? "" : "s",
+                        to_string_ranks(ranks[i]), distinct[i].size() == 1 ? "" : "s",
+                        to_string_ranks(distinct[i]));
+  }
+  return text;
+}
+
+/// How many ranks can have a core of their own at the same time: a largest matching of ranks and cores.
+class Seating {
+ public:
+  explicit Seating(const Node& node) : node_(node) {
+    for (std::size_t rank = 0; rank < node.ranks.size(); ++rank) {
+      tried_.clear();
+      if (seat(rank)) ++seated_;
+    }
+  }
+  std::size_t seated() const { return seated_; }
+
+ private:
+  bool seat(std::size_t rank) {
+    for (const int core : node_.cores[rank]) {
+      if (!tried_.insert(core).second) continue;
+      const auto holder = holder_.find(core);
+      if (holder == holder_.end() || seat(holder->second)) {
+        holder_[core] = rank;
+        return true;
+      }
+    }
+    return false;
+  }
+
+  const Node& node_;
+  std::map<int, std::size_t> holder_;
+  std::set<int> tried_;
+  std::size_t seated_ = 0;
+};
+
+/// What is wrong with a node, or nothing.
+std::string complaint(const Node& node) {
+  if (node.ranks.size() == 1) return "";
+  std::set<int> all;
+  std::size_t sum = 0;
+  for (const auto& cores : node.cores) {
+    all.insert(cores.begin(), cores.end());
+    sum += cores.size();
+  }
+  if (node.ranks.size() > all.size()) {
+    return fmt::format(
+        "{} ranks share {} core{}, and all wait for the slowest; start at most {} rank{} a node, or "
+        "ask for more cores",
+        node.ranks.size(), all.size(), all.size() == 1 ? "" : "s", all.size(), all.size() == 1 ? "" : "s");
+  }
+  const std::size_t seated = Seating(node).seated();
+  if (seated < node.ranks.size()) {
+    return fmt::format(
+        "ranks are bound to the same cores: only {} of {} can have one of their own, though there "
+        "are {}; see --bind-to and --map-by of mpirun, --cpu-bind of srun",
+        seated, node.ranks.size(), all.size());
+  }
+  if (sum > all.size()) {
+    return "ranks are not bound to cores of their own, and get into each other's way; use mpirun --bind-to "
+           "core, or "
+           "srun --cpu-bind=cores";
+  }
+  return "";
+}
+
+}  // namespace
+
+void report_placement(const Communicator& world, const Log& log) {
+  const auto texts = world.all_gather_text(describe_myself());
+  if (!world.is_chief()) return;
+  const std::vector<Node> nodes = nodes_of(texts);
+  std::map<std::string, std::vector<const Node*>> complaints;
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    if (i < kShownNodes) log.info(fmt::format("node {}: {}", nodes[i].host, map_of(nodes[i])));
+    if (const std::string wrong = complaint(nodes[i]); !wrong.empty()) complaints[wrong].push_back(&nodes[i]);
+  }
+  if (nodes.size() > kShownNodes) log.info(fmt::format("... and {} more nodes", nodes.size() - kShownNodes));
+  for (const auto& [wrong, where] : complaints) {
+    const std::string others =
+        where.size() == 1 ? std::string() : fmt::format(" and {} more", where.size() - 1);
+    log.warn(fmt::format("node {}{}: {}", where.front()->host, others, wrong));
+  }
+}
+
+}  // namespace lockstep

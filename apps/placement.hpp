@@ -1,0 +1,12 @@
+#pragma once
+
+#include <lockstep/base/log.hpp>
+#include <lockstep/mpi/communicator.hpp>
+
+namespace lockstep {
+
+/// Prints which rank may use which cores of which node, as the kernel says; and warns where ranks share cores
+/// or are not bound to any. Collective: a gather of texts. The chief speaks.
+void report_placement(const Communicator& world, const Log& log);
+
+}  // namespace lockstep

@@ -134,6 +134,19 @@ TEST_CASE("summaries in seconds: every step, or every third") {
   CHECK(test::steps_of(written(third, 8, 3.1), "loss") == Steps{1, 4, 7});
 }
 
+// TF: SummarySaverHook.test_raise_when_scaffold_and_summary_op_both_present
+TEST_CASE("a function of the user's and the values of the step do not exclude each other") {
+  SummarySaverHook hook(3, std::nullopt, [](SummaryWriter& writer, const State& state, std::int64_t step) {
+    writer.scalar("mine", static_cast<double>(state.global_step()) / 2, step);
+  });
+  const auto events = written(hook, 5, 1.0);
+  CHECK(test::steps_of(events, "loss") == Steps{1, 4});
+  CHECK(test::steps_of(events, "mine") == Steps{1, 4});
+  for (const auto& event : events) {
+    if (event.tag == "mine") CHECK(event.value == doctest::Approx(static_cast<double>(event.step) / 2));
+  }
+}
+
 TEST_CASE("without a writer nothing is written and nothing fails") {
   test::FakeContext context;
   SummarySaverHook summaries(1);

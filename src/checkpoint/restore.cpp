@@ -90,6 +90,10 @@ class Search {
     if (!is_plain_name(name)) {
       throw UsageError(fmt::format("'{}' is not the name of a file in the checkpoint directory", name));
     }
+    if (!directory_.exists(name)) {
+      throw DataError(fmt::format("there is no '{}' in '{}'; lockstep-inspect lists what there is", name,
+                                  directory_.path().string()));
+    }
     const CheckpointFile file(directory_, name, options_.key.get());
     allowed_ = restore_into(file, entries_, options_.allow_change);
     // A name that was set aside, or any other, counts as older than the canonical one of its step.

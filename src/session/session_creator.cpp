@@ -97,6 +97,20 @@ std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again)
   return std::nullopt;
 }
 
+/// What contradicts itself. Throws UsageError.
+void check(const SessionCreatorOptions& options) {
+  const SessionConfig& config = options.config;
+  if (config.fresh && !config.restore_from.empty()) {
+    throw UsageError("fresh and restore_from are both given; a fresh run restores nothing");
+  }
+  if (options.checkpoint_dir.empty() && (config.fresh || !config.restore_from.empty())) {
+    throw UsageError("fresh and restore_from speak of checkpoints; give checkpoint_dir too");
+  }
+  if (options.scaffold.ready_for_local_init && !options.scaffold.local_init) {
+    throw UsageError("the scaffold has ready_for_local_init and no local_init that it is for; give both");
+  }
+}
+
 void require_ready(const Scaffold::Names& missing, std::string_view what) {
   if (missing.empty()) return;
   throw TrainingError(
@@ -123,6 +137,7 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
           "(make_session_creator chooses)",
           role_ == Role::chief ? "ChiefSessionCreator" : "WorkerSessionCreator", ground.comm.rank()));
     }
+    check(ground.options);
     ground.options.scaffold.finalize();
   });
   if (!ground.topology) ground.topology.emplace(ground.comm, ground.config.ranks_per_node);

@@ -106,7 +106,7 @@ class Damaged(EndToEnd):
         for step in (20, 30):
             self.assertTrue((run / f"ckpt-000000{step}.h5.superseded-1").exists())
         before = harness.snapshot(run, without=("status.json",))
-        for name, code in (("ckpt-00000099.h5", (65, 74)), ("../ckpt-00000010.h5", (64,))):
+        for name, code in (("ckpt-00000099.h5", (65,)), ("../ckpt-00000010.h5", (64,))):
             ended = harness.run(2, harness.TRAIN, *self.options(checkpoint_dir=run, restore_from=name))
             self.assertIn(ended.code, code, str(ended))
             self.assertEqual(len(ended.errors()), 1, str(ended))

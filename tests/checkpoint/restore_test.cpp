@@ -146,7 +146,7 @@ TEST_CASE("an exact file that is damaged, missing or no base name is an error, w
   const auto directory = directory_with({1, 2, 3});
   directory->content(name_of(2))[77] ^= std::byte{1};
   CHECK_THROWS_AS(static_cast<void>(Job(directory).restore({.exact_file = name_of(2)})), DataError);
-  CHECK_THROWS_AS(static_cast<void>(Job(directory).restore({.exact_file = name_of(9)})), IoError);
+  CHECK_THROWS_AS(static_cast<void>(Job(directory).restore({.exact_file = name_of(9)})), DataError);
   CHECK_THROWS_AS(static_cast<void>(Job(directory).restore({.exact_file = "../x"})), UsageError);
   CHECK(directory->exists(name_of(3)));
 }

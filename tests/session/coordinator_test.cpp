@@ -283,9 +283,8 @@ TEST_CASE("clear_stop forgets the failure and that threads were joined") {
 TEST_CASE("a failure that is reported after join is thrown at once, since nobody would look for it") {
   Coordinator coordinator;
   coordinator.join();
-  CHECK(thrown<DataError>([&] {
-          coordinator.request_stop(std::make_exception_ptr(DataError("too late")));
-        }) == "too late");
+  CHECK(thrown<DataError>(
+            [&] { coordinator.request_stop(std::make_exception_ptr(DataError("too late"))); }) == "too late");
   CHECK(thrown<DataError>([&] { coordinator.stop_on_exception([] { throw DataError("and this"); }); }) ==
         "and this");
   CHECK(coordinator.failure() == nullptr);
@@ -318,10 +317,9 @@ TEST_CASE("a looper thread's target has what it was given") {
     copy = "kept";
     if (said.size() > 10) bound.request_stop("enough");
   };
-  const LooperThread looper(coordinator, executor, "looper", std::nullopt,
-                            [target, coordinator, copy = std::string("copied")]() mutable {
-                              target(coordinator, copy);
-                            });
+  const LooperThread looper(
+      coordinator, executor, "looper", std::nullopt,
+      [target, coordinator, copy = std::string("copied")]() mutable { target(coordinator, copy); });
   coordinator.join();
   CHECK(said == "copied, kept, ");
 }

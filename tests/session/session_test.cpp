@@ -1,6 +1,7 @@
 #include <lockstep/mpi/interop.hpp>
 
 #include "session_case_list.hpp"
+#include "session_manager_cases.hpp"
 
 namespace lockstep {
 

@@ -6,7 +6,7 @@
 # printed is kept in BUILD/meson-logs/failures-NAME.txt. docs/failures.md tells what the instruments do.
 set -euo pipefail
 
-all=(kill_points io_errors damage fall_back races)
+all=(kill_points io_errors damage fall_back races power_cuts)
 names=("$@")
 [[ $# -gt 0 ]] || names=("${all[@]}")
 for name in "${names[@]}"; do
@@ -25,10 +25,16 @@ for name in "${names[@]}"; do
   log=$BUILD/meson-logs/failures-$name.txt
   started=$EPOCHREALTIME
   verdict=ok
-  "$BUILD/tests/failures/failures_$name" --size "$SIZE" > "$log" 2>&1 || verdict="FAILED, see $log"
-  [[ $verdict == ok ]] || failed=1
-  read -r cases _ problems _ < <(tail -1 "$log") || true
+  status=0
+  "$BUILD/tests/failures/failures_$name" --size "$SIZE" > "$log" 2>&1 || status=$?
+  if [[ $status -eq 77 ]]; then
+    verdict="skipped, see $log"
+  elif [[ $status -ne 0 ]]; then
+    verdict="FAILED, see $log"
+    failed=1
+  fi
+  read -r cases problems < <(sed -n 's/^\([0-9]*\) cases, \([0-9]*\) problems$/\1 \2/p' "$log") || cases=- problems=-
   seconds=$(((${EPOCHREALTIME/./} - ${started/./}) / 1000000))
-  printf '%-14s %10s %10s %8s  %s\n' "$name" "${cases:--}" "${problems:--}" "$seconds" "$verdict"
+  printf '%-14s %10s %10s %8s  %s\n' "$name" "$cases" "$problems" "$seconds" "$verdict"
 done
 exit $failed

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -143,7 +144,17 @@ std::string try_point(const Scenario& scenario, const std::filesystem::path& fol
 }
 
 Sweep::Sweep(int worker, int workers, const std::filesystem::path& scratch)
-    : worker_(worker), workers_(workers), templates_(scratch), folder_(scratch / "run") {}
+    : Sweep(
+          worker, workers, scratch, scratch / "run", [] {}, [] {}) {}
+
+Sweep::Sweep(int worker, int workers, const std::filesystem::path& scratch, std::filesystem::path folder,
+             std::function<void()> before, std::function<void()> after)
+    : worker_(worker),
+      workers_(workers),
+      templates_(scratch),
+      folder_(std::move(folder)),
+      before_(std::move(before)),
+      after_(std::move(after)) {}
 
 std::string Sweep::rehearse(const Scenario& scenario) {
   std::string initials;
@@ -160,10 +171,11 @@ std::string Sweep::rehearse(const Scenario& scenario) {
 void Sweep::try_with(const Scenario& scenario, const std::function<void(Faults&)>& arm,
                      const std::function<std::string(const Traces&, const Ended&)>& judge) {
   templates_.lay_out(scenario, folder_);
+  before_();
   traces_->reset();
   arm(traces_->faults);
   Ended ended;
-  std::string problems = try_point(scenario, folder_, *traces_, expected_, ended);
+  std::string problems = try_point(scenario, folder_, *traces_, expected_, ended, after_);
   problems += judge(*traces_, ended);
   ++totals.points;
   if (problems.empty()) return;

@@ -47,6 +47,11 @@ class Sweep {
  public:
   Sweep(int worker, int workers, const std::filesystem::path& scratch);
 
+  /// The jobs run in `folder`; `before` each, and `after` the one to which something happened, something is
+  /// to be done.
+  Sweep(int worker, int workers, const std::filesystem::path& scratch, std::filesystem::path folder,
+        std::function<void()> before, std::function<void()> after);
+
   /// A job that nothing happens to; returns its calls by their initials ("owfc...": open, write...). Also
   /// warms up what the processes of the points then share.
   std::string rehearse(const Scenario& scenario);
@@ -66,6 +71,8 @@ class Sweep {
   long number_ = 0;
   Templates templates_;
   std::filesystem::path folder_;
+  std::function<void()> before_;
+  std::function<void()> after_;
   SharedTraces traces_;
   std::vector<Digest> expected_ = expected_digests(kLastStep);
 };

@@ -11,14 +11,15 @@ namespace lockstep::test {
 /// fsync of a file or folder, link, rename, unlink, and close of a file that was written.
 struct Faults {
   enum Kind : int {
-    count,      ///< nothing
-    kill,       ///< SIGKILL instead of the call
-    tear,       ///< as kill, but half of a write is done before
-    fail,       ///< the call is not made and returns `code`
-    fail_late,  ///< the call is made and returns `code` nevertheless, as NFS may
-    shorten,    ///< a write takes only half; other calls are left alone
-    stop,       ///< SIGSTOP before the call: the process sleeps until it gets SIGCONT
-    cut,        ///< power cut before the call: the file system is shut down, `code` tells how
+    count,         ///< nothing
+    kill,          ///< SIGKILL instead of the call
+    tear,          ///< as kill, but half of a write is done before
+    fail,          ///< the call is not made and returns `code`
+    fail_late,     ///< the call is made and returns `code` nevertheless, as NFS may
+    shorten,       ///< a write takes only half; other calls are left alone
+    stop,          ///< SIGSTOP before the call: the process sleeps until it gets SIGCONT
+    cut,           ///< power cut before the call: the file system is shut down, `code` tells how
+    cut_and_live,  ///< the same, but the process lives on
   };
 
   char folder[256] = "";  ///< absolute, links resolved; what is elsewhere is left alone

@@ -2,10 +2,10 @@
 //
 //   power_cuts [--size full]
 //
-// The file systems lie in loop devices. A cut is their shutdown ioctl: what has not reached the journal is lost, or
-// the journal is written out but no data; both are worse than most real cuts. Then the job is killed, or lives on
-// among errors; the file system is mounted again, which repairs it, and must hold every save that was acknowledged.
-// Exits with 77 where nobody may mount.
+// The file systems lie in loop devices. A cut is their shutdown ioctl: what has not reached the journal is
+// lost, or the journal is written out but no data; both are worse than most real cuts. Then the job is
+// killed, or lives on among errors; the file system is mounted again, which repairs it, and must hold every
+// save that was acknowledged. Exits with 77 where nobody may mount.
 
 #include <array>
 #include <cerrno>
@@ -13,7 +13,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -33,6 +32,7 @@ namespace lockstep::test {
 namespace {
 
 constexpr int kSkipped = 77;
+constexpr long kInCi = 16;  // of each kind
 
 struct FileSystemKind {
   const char* name;
@@ -84,7 +84,8 @@ class Mounted {
 
   /// As after a cut: what only the memory knows is gone.
   void mount_again() const {
-    if (::umount(where_.c_str()) != 0) throw std::runtime_error(fmt::format("umount: {}", std::strerror(errno)));
+    if (::umount(where_.c_str()) != 0)
+      throw std::runtime_error(fmt::format("umount: {}", std::strerror(errno)));
     mount();
   }
 
@@ -131,37 +132,54 @@ std::string judge(const Traces& traces, const Ended& ended) {
   return ended.exit_code == 74 || ended.exit_code == 0 ? "" : "it failed otherwise; ";
 }
 
-Totals sweep(int worker, int workers, const std::filesystem::path& scratch, const FileSystemKind& kind,
-             std::optional<long> wanted) {
-  const Mounted mounted(kind, scratch);
-  Sweep sweep(worker, workers, scratch, mounted.where() / "run", [&] { mounted.settle(); },
-              [&] { mounted.mount_again(); });
-  struct Point {
-    Scenario scenario;
-    long at;
-  };
+/// What is cut, and how.
+struct Point {
+  Scenario scenario;
+  long at = 0;
+  Faults::Kind kind = Faults::cut;
+  int how = 0;
+};
+
+/// Three ways at each call; or some after calls that sync, since a promise is given there, and a journal that
+/// is dropped forgets most.
+std::vector<Point> points_of(Sweep& sweep, bool full) {
+  constexpr int kFlushJournal = 1;
+  constexpr int kDropJournal = 2;
   std::vector<Point> points;
   for (const Scenario& scenario : scenarios()) {
     if (scenario.job.ranks != 1) continue;
-    const auto calls = static_cast<long>(sweep.rehearse(scenario).size());
-    for (long at = 1; at <= calls; ++at) points.push_back({scenario, at});
+    const std::string calls = sweep.rehearse(scenario);
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      const bool promised = i > 0 && (calls[i - 1] == 'f' || calls[i - 1] == 'r');
+      const auto at = static_cast<long>(i + 1);
+      if (full) {
+        points.push_back({scenario, at, Faults::cut, kFlushJournal});
+        points.push_back({scenario, at, Faults::cut_and_live, kFlushJournal});
+      }
+      if (full || promised) points.push_back({scenario, at, Faults::cut, kDropJournal});
+    }
   }
-  // Three ways at each call; or as many cuts as wanted, spread over all calls, each with one way.
-  constexpr long kWays = 3;
-  const long all = kWays * static_cast<long>(points.size());
-  const long count = wanted.value_or(all);
-  for (long i = 0; i < count; ++i) {
+  return points;
+}
+
+Totals sweep(int worker, int workers, const std::filesystem::path& scratch, std::size_t kind, bool full) {
+  const Mounted mounted(kKinds.at(kind), scratch);
+  Sweep sweep(
+      worker, workers, scratch, mounted.where() / "run", [&] { mounted.settle(); },
+      [&] { mounted.mount_again(); });
+  const std::vector<Point> points = points_of(sweep, full);
+  const std::size_t count = full ? points.size() : kInCi;
+  for (std::size_t i = 0; i < count; ++i) {
     if (!sweep.mine()) continue;
-    const Point& point = points[static_cast<std::size_t>(i * (all / kWays) / count)];
-    const long way = i % kWays;
-    constexpr int kFlushJournal = 1;
-    constexpr int kDropJournal = 2;
+    // Every file system meets other points.
+    const std::size_t which = full ? i : (i * kKinds.size() + kind) * points.size() / (count * kKinds.size());
+    const Point& point = points[which];
     sweep.try_with(
         point.scenario,
         [&](Faults& faults) {
-          faults.kind = way == 2 ? Faults::cut_and_live : Faults::cut;
+          faults.kind = point.kind;
           faults.at = point.at;
-          faults.code = way == 0 ? kDropJournal : kFlushJournal;
+          faults.code = point.how;
         },
         judge);
   }
@@ -174,19 +192,19 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, cons
 int main(int argc, char** argv) {
   using namespace lockstep::test;
   const bool full = is_full(argc, argv);
-  constexpr long kInCi = 16;
   Totals totals;
   long tried = 0;
-  for (const FileSystemKind& kind : kKinds) {
-    if (const std::string reason = obstacle(kind); !reason.empty()) {
-      std::printf("%s is left out: %s\n", kind.name, reason.c_str());
+  for (std::size_t kind = 0; kind < kKinds.size(); ++kind) {
+    const char* name = kKinds.at(kind).name;
+    if (const std::string reason = obstacle(kKinds.at(kind)); !reason.empty()) {
+      std::printf("%s is left out: %s\n", name, reason.c_str());
       continue;
     }
     ++tried;
     const Totals one = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
-      return sweep(worker, workers, scratch, kind, full ? std::nullopt : std::optional(kInCi));
+      return sweep(worker, workers, scratch, kind, full);
     });
-    std::printf("%s: %ld cuts, %ld problems\n", kind.name, one.points, one.problems);
+    std::printf("%s: %ld cuts, %ld problems\n", name, one.points, one.problems);
     std::fflush(stdout);  // or the processes of the next part print it, too
     totals.points += one.points;
     totals.problems += one.problems;

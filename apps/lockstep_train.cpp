@@ -39,6 +39,8 @@ struct Machine {
   std::shared_ptr<PosixFileSystem> files = std::make_shared<PosixFileSystem>();
   std::shared_ptr<SystemClock> clock = std::make_shared<SystemClock>();
   std::shared_ptr<ThreadExecutor> executor = std::make_shared<ThreadExecutor>();
+  // From the start: a signal that comes while ranks meet or data is read stops the run at its first step.
+  std::shared_ptr<ProcessSignals> signals = std::make_shared<ProcessSignals>(ProcessSignals::stop_signals());
   Seconds started = clock->now();
 };
 
@@ -167,7 +169,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   config.files = machine.files;
   config.clock = machine.clock;
   config.executor = machine.executor;
-  config.signals = std::make_shared<ProcessSignals>(ProcessSignals::stop_signals());
+  config.signals = machine.signals;
   config.log = log;
   return session;
 }

@@ -16,6 +16,7 @@ namespace {
 
 // Signal handlers have no argument of their own: this is the one place for process-wide state.
 std::atomic<int> first_signal{0};
+std::atomic<int> interrupts{0};
 std::atomic<bool> installed{false};
 static_assert(std::atomic<int>::is_always_lock_free, "a handler may only touch lock-free atomics");
 
@@ -23,7 +24,8 @@ struct sigaction previous[NSIG];
 
 extern "C" void lockstep_on_signal(int signal) {
   int none = 0;
-  if (!first_signal.compare_exchange_strong(none, signal) && signal == SIGINT) _exit(128 + SIGINT);
+  first_signal.compare_exchange_strong(none, signal);
+  if (signal == SIGINT && ++interrupts > 1) _exit(128 + SIGINT);
 }
 
 /// Gives the calling thread a stack of its own for signal handlers, for the rest of the process's life.
@@ -56,6 +58,7 @@ std::string signal_name(int signal) {
 ProcessSignals::ProcessSignals(std::vector<int> signals) : signals_(std::move(signals)) {
   if (installed.exchange(true)) throw InternalError("two ProcessSignals at once");
   first_signal = 0;
+  interrupts = 0;
   struct sigaction action {};
   action.sa_handler = lockstep_on_signal;
   sigemptyset(&action.sa_mask);

@@ -128,17 +128,18 @@ class Chain:
             self.fail("nobody named the rank that was killed", victim, text)
         if not self.directory.exists():
             return
+        state = None
         status = self.directory / "status.json"
         if status.exists():
             state = json.loads(status.read_text())["state"]
-            if state != "running" and not (complete and state == "done"):
+            if state != "running" and (state != "done" or harness.newest_step(self.directory) != LAST_STEP):
                 self.fail(f"status.json says '{state}'", victim, text)
         shown = harness.execute(harness.INSPECT, "--verify", self.directory)
         if shown.code != 0 and list(self.directory.glob("ckpt-*.h5")):
             self.fail(f"the directory is damaged: {shown}", victim, text)
         if harness.newest_step(self.directory) < self.acknowledged:
             self.fail(f"step {self.acknowledged} was acknowledged and is lost", victim, text)
-        if complete and state == "done":
+        if state == "done":
             self.compare(victim, text)
 
     def compare(self, victim, text):

@@ -111,9 +111,11 @@ class Chain:
 
     def judge(self, code, victim, text):
         for line in text.splitlines():
-            if line.startswith("saved checkpoint"):
-                self.acknowledged = max(self.acknowledged, int(re.search(r"\(step (\d+),", line)[1]))
-            if line.startswith("restored checkpoint") and int(re.search(r"\(step (\d+)\)", line)[1]) < self.acknowledged:
+            # Whole lines alone: of the last one before a kill there may be less.
+            if saved := re.match(r"saved checkpoint \S+ \(step (\d+), \d+ bytes, [\d.]+ s\)$", line):
+                self.acknowledged = max(self.acknowledged, int(saved[1]))
+            restored = re.match(r"restored checkpoint \S+ \(step (\d+)\)$", line)
+            if restored and int(restored[1]) < self.acknowledged:
                 self.fail(f"it went on from before step {self.acknowledged}, which was acknowledged", victim, text)
         complete = "stopped after step" in text
         if code == 0:

@@ -7,6 +7,10 @@ namespace lockstep {
 
 void Layer::initialize(const State&, std::uint64_t) const {}
 
+std::unique_ptr<Plan> Layer::plan(const Kernels&, std::int64_t) const {
+  return nullptr;
+}
+
 std::size_t Layer::scratch_size(std::int64_t) const {
   return 0;
 }
@@ -23,6 +27,12 @@ Random initial_random(const State& state, const Tensor& tensor, std::uint64_t se
     throw InternalError("'" + tensor.name() + "' is no parameter of this State");
   }
   return Random(seed, Purpose::initial_values, static_cast<std::uint32_t>(found - tensors.begin()));
+}
+
+void fill_normal(const State& state, const Tensor& tensor, std::uint64_t seed, float deviation) {
+  const Random random = initial_random(state, tensor, seed);
+  std::uint32_t i = 0;
+  for (float& value : tensor.values()) value = random.normal(i++) * deviation;
 }
 
 void fill_uniform(const State& state, const Tensor& tensor, std::uint64_t seed, float limit) {

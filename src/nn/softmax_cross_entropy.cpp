@@ -1,13 +1,18 @@
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/nn/elementwise.hpp>
 #include <lockstep/nn/softmax_cross_entropy.hpp>
 
 namespace lockstep {
 namespace {
+
+// From here on exponentials are computed as vectors, in the memory of the gradient.
+constexpr std::size_t kManyClasses = 32;
 
 std::size_t checked_label(std::span<const std::int32_t> labels, std::size_t sample, std::size_t classes) {
   const std::int32_t label = labels[sample];
@@ -30,8 +35,19 @@ std::size_t index_of_largest(const float* values, std::size_t count) noexcept {
 
 }  // namespace
 
+SoftmaxCrossEntropy::SoftmaxCrossEntropy(float label_smoothing) : smoothing_(label_smoothing) {
+  if (!(label_smoothing >= 0 && label_smoothing < 1)) {
+    throw UsageError(fmt::format("label smoothing is from 0 to below 1 (got {})", label_smoothing));
+  }
+}
+
+std::string SoftmaxCrossEntropy::describe() const {
+  return smoothing_ == 0 ? "softmax cross-entropy"
+                         : fmt::format("softmax cross-entropy, label smoothing {}", smoothing_);
+}
+
 void SoftmaxCrossEntropy::check(const Shape& output) const {
-  if (output.size() != 1) {
+  if (output.empty()) {
     throw UsageError(
         fmt::format("softmax cross-entropy needs one logit for each class (the model's output has "
                     "shape {}); end the model with a dense layer",
@@ -41,27 +57,57 @@ void SoftmaxCrossEntropy::check(const Shape& output) const {
 
 Score SoftmaxCrossEntropy::evaluate(std::int64_t samples, std::span<const float> outputs,
                                     const Targets& targets, float scale, std::span<float> gradient) const {
-  const auto count = static_cast<std::size_t>(samples);
-  if (targets.labels.size() != count) {
-    throw UsageError(fmt::format("{} labels were given for {} samples", targets.labels.size(), samples));
+  const std::size_t rows = targets.labels.size();  // a label for each
+  if (rows == 0 || rows % static_cast<std::size_t>(samples) != 0 || outputs.size() % rows != 0) {
+    throw UsageError(
+        fmt::format("{} labels were given for {} samples with {} outputs", rows, samples, outputs.size()));
   }
-  const std::size_t classes = outputs.size() / count;
+  const std::size_t positions = rows / static_cast<std::size_t>(samples);
+  const std::size_t classes = outputs.size() / rows;
+  const double share = 1.0 / static_cast<double>(positions);
+  const double smooth = static_cast<double>(smoothing_) / static_cast<double>(classes);
   Score score;
-  for (std::size_t i = 0; i < count; ++i) {
-    const float* logits = outputs.data() + i * classes;
+  score.judged = static_cast<std::int64_t>(rows);
+  double sample_loss = 0;
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::span<const float> logits = outputs.subspan(i * classes, classes);
     const std::size_t label = checked_label(targets.labels, i, classes);
-    const std::size_t largest = index_of_largest(logits, classes);
-    const float top = logits[largest];
+    const std::size_t best = index_of_largest(logits.data(), classes);
+    const float top = largest(logits);
     double sum = 0;
-    for (std::size_t j = 0; j < classes; ++j) sum += std::exp(logits[j] - top);
-    const double loss = std::log(sum) - (static_cast<double>(logits[label]) - static_cast<double>(top));
-    score.loss_sum += loss;
-    if (largest == label && !std::isnan(loss)) ++score.correct;
+    std::span<float> out;
+    if (gradient.empty() || classes < kManyClasses) {
+      for (const float logit : logits) sum += std::exp(logit - top);
+    } else {
+      out = gradient.subspan(i * classes, classes);
+      std::ranges::copy(logits, out.begin());
+      sum = static_cast<double>(exp_and_sum(out, top));
+    }
+    const double log_sum = std::log(sum) + static_cast<double>(top);
+    double loss = log_sum - static_cast<double>(logits[label]);
+    if (smoothing_ > 0) {
+      double all = 0;
+      for (const float logit : logits) all += log_sum - static_cast<double>(logit);
+      loss = (1.0 - static_cast<double>(smoothing_)) * loss + smooth * all;
+    }
+    sample_loss += loss;
+    if ((i + 1) % positions == 0) {
+      score.loss_sum += sample_loss * share;
+      sample_loss = 0;
+    }
+    if (best == label && !std::isnan(loss)) ++score.correct;
     if (gradient.empty()) continue;
     const auto per_sum = static_cast<float>(1.0 / sum);
-    float* out = gradient.data() + i * classes;
-    for (std::size_t j = 0; j < classes; ++j) out[j] = std::exp(logits[j] - top) * per_sum * scale;
-    out[label] = (std::exp(logits[label] - top) * per_sum - 1.0F) * scale;
+    const float each = positions == 1 ? scale : scale * static_cast<float>(share);
+    const auto wanted_elsewhere = static_cast<float>(smooth);
+    const float wanted = 1.0F - smoothing_ + wanted_elsewhere;
+    if (out.empty()) {
+      out = gradient.subspan(i * classes, classes);
+      for (std::size_t j = 0; j < classes; ++j) out[j] = std::exp(logits[j] - top);
+    }
+    const float at_label = (out[label] * per_sum - wanted) * each;
+    for (float& value : out) value = (value * per_sum - wanted_elsewhere) * each;
+    out[label] = at_label;
   }
   return score;
 }

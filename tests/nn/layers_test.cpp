@@ -198,7 +198,7 @@ TEST_CASE("a label that is no class is an error that names it") {
                          doctest::Contains(("label " + std::to_string(label)).c_str()), DataError);
   }
   CHECK_THROWS_AS(loss.evaluate(1, logits, std::span<const std::int32_t>(), 1.0F, {}), UsageError);
-  CHECK_THROWS_AS(loss.check({3, 4}), UsageError);
+  CHECK_THROWS_AS(loss.check({}), UsageError);
 }
 
 }  // namespace

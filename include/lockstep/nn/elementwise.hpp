@@ -22,6 +22,31 @@ void relu(std::span<const float> input, std::span<float> output) noexcept;
 void relu_backward(std::span<const float> output, std::span<const float> output_gradient,
                    std::span<float> input_gradient) noexcept;
 
+/// The functions of the layers of the same names, and their derivatives: input_gradient = output_gradient
+/// times the derivative, which tanh and sigmoid take from their output and GELU and SiLU from their input.
+/// Good to some 1e-6 of the largest result. Gradients may be the same memory.
+void tanh(std::span<const float> input, std::span<float> output) noexcept;
+void tanh_backward(std::span<const float> output, std::span<const float> output_gradient,
+                   std::span<float> input_gradient) noexcept;
+void sigmoid(std::span<const float> input, std::span<float> output) noexcept;
+void sigmoid_backward(std::span<const float> output, std::span<const float> output_gradient,
+                      std::span<float> input_gradient) noexcept;
+void gelu(std::span<const float> input, std::span<float> output) noexcept;
+void gelu_backward(std::span<const float> input, std::span<const float> output_gradient,
+                   std::span<float> input_gradient) noexcept;
+void silu(std::span<const float> input, std::span<float> output) noexcept;
+void silu_backward(std::span<const float> input, std::span<const float> output_gradient,
+                   std::span<float> input_gradient) noexcept;
+
+/// values = e^(values - shift); returns their sum, in 16 lanes and then a fixed tree.
+float exp_and_sum(std::span<float> values, float shift) noexcept;
+
+/// The largest of `values` (at least one); NaN if any is.
+float largest(std::span<const float> values) noexcept;
+
+/// target += source, element by element.
+void add(std::span<const float> source, std::span<float> target) noexcept;
+
 /// sums[j] = rows[0][j] + rows[1][j] + ..., from the first row to the last.
 void column_sums(std::span<const float> rows, std::span<float> sums) noexcept;
 

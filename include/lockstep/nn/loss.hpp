@@ -21,6 +21,7 @@ struct Targets {
 struct Score {
   double loss_sum = 0;
   std::int64_t correct = 0;
+  std::int64_t judged = 0;  ///< predictions that could have been correct: one a sample, or one a position
 };
 
 /// Compares a model's outputs with the targets. Const and thread-safe; allocates nothing unless it throws.

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include <lockstep/nn/chain.hpp>
 #include <lockstep/nn/layer.hpp>
 #include <lockstep/nn/loss.hpp>
 #include <lockstep/nn/softmax_cross_entropy.hpp>
@@ -31,9 +32,17 @@ class Workspace {
   const Kernels* kernels_ = nullptr;
   std::int64_t micro_batch_ = 0;
   Arena memory_;
-  std::vector<std::span<float>> activations_;  // the output of each layer
-  std::vector<std::span<float>> scratch_;
-  std::span<float> gradients_[2];  // of the activations, in turns
+  std::unique_ptr<Plan> plan_;
+  std::span<float> output_;
+  std::span<float> output_gradient_;
+  std::span<float> scratch_;
+};
+
+/// What a training pass is told beside the samples.
+struct TrainingPass {
+  Draw draw = {};
+  std::span<float> statistics = {};  ///< gets what the micro-batch adds to the State's buffers
+  float statistics_share = 1;        ///< 1 / micro-batches of the step
 };
 
 /// Layers one after the other, and a loss at the end:
@@ -78,15 +87,17 @@ class Sequential {
   /// One micro-batch: `loss` = `scale` times the sum of its samples' losses, and the derivative of that with
   /// respect to each parameter is written (not added) into `gradients`, an arena of the State's layout.
   /// Padding and the gradients of other parameters are not touched. `scale` is 1 / global batch, so that
-  /// adding all micro-batches gives the mean.
+  /// adding all micro-batches gives the mean. See TrainingPass for layers that are random or keep statistics.
   ///
-  /// A function of parameters, inputs, targets and scale alone: the same bits from any workspace, thread,
-  /// rank. Throws UsageError when sizes do not fit the workspace, DataError for an impossible target.
+  /// A function of parameters, buffers, inputs, targets, scale and draw alone: the same bits from any
+  /// workspace, thread, rank. Throws UsageError when sizes do not fit the workspace, DataError for an
+  /// impossible target.
   void forward_backward(Workspace& workspace, std::span<const float> inputs, const Targets& targets,
                         std::span<float> gradients, float scale, float& loss,
-                        const GradientReady& on_gradient_ready = {}) const;
+                        const GradientReady& on_gradient_ready = {}, const TrainingPass& training = {}) const;
 
   /// Sum of the losses and number of correct predictions; computes no gradient.
+  Score evaluate(Workspace& workspace, std::span<const float> inputs, const Targets& targets) const;
   void evaluate(Workspace& workspace, std::span<const float> inputs, const Targets& targets, float& loss_sum,
                 std::int64_t& correct) const;
 
@@ -94,7 +105,7 @@ class Sequential {
   std::span<const float> predict(Workspace& workspace, std::span<const float> inputs) const;
 
   const Shape& input_shape() const noexcept { return input_; }
-  const Shape& output_shape() const noexcept { return shapes_.back(); }
+  const Shape& output_shape() const noexcept { return output_; }
   std::int64_t parameter_count() const noexcept { return parameter_count_; }
 
   /// Multiplications and additions to train on one sample: forward, and backward at twice the cost less the
@@ -105,26 +116,16 @@ class Sequential {
   std::string describe() const;
 
  private:
-  struct Part {
-    std::unique_ptr<Layer> layer;
-    bool has_parameters = false;
-    std::size_t offset = 0;  // of its first parameter in the arena
-  };
-
   std::int64_t check_samples(const Workspace& workspace, std::span<const float> inputs) const;
-  std::span<const float> input_of(const Workspace& workspace, std::size_t part, std::span<const float> inputs,
-                                  std::int64_t samples) const;
-  std::span<float> output_of(const Workspace& workspace, std::size_t part, std::int64_t samples) const;
   std::span<const float> run_forward(const Pass& pass, Workspace& workspace,
                                      std::span<const float> inputs) const;
 
   Shape input_;
-  std::vector<Part> parts_;
-  std::vector<Shape> shapes_;  // of each layer's output
+  Shape output_;
+  Chain chain_;
   std::unique_ptr<Loss> loss_;
   std::size_t gradient_size_ = 0;  // of the arena, at least
   std::int64_t parameter_count_ = 0;
-  std::size_t first_trained_ = 0;  // the first layer with parameters: backward ends there
   bool declared_ = false;
 };
 

@@ -6,7 +6,7 @@
 # printed is kept in BUILD/meson-logs/failures-NAME.txt. docs/failures.md tells what the instruments do.
 set -euo pipefail
 
-all=(kill_points io_errors damage fall_back races power_cuts)
+all=(kill_points io_errors damage fall_back races power_cuts mpirun_kills)
 names=("$@")
 [[ $# -gt 0 ]] || names=("${all[@]}")
 for name in "${names[@]}"; do
@@ -17,7 +17,16 @@ for name in "${names[@]}"; do
 done
 
 [[ -f $BUILD/build.ninja ]] || meson setup "$BUILD" > /dev/null
-ninja -C "$BUILD" "${names[@]/#/tests/failures/failures_}" | tail -1
+ninja -C "$BUILD" | tail -1
+
+run() {
+  if [[ $1 == mpirun_kills ]]; then
+    /usr/bin/python3 tests/failures/mpirun_kills.py "$BUILD"/apps/lockstep-{train,eval,inspect} \
+      "$(realpath "$BUILD")/tests/failures/lockstep_faults.so" --size "$SIZE"
+  else
+    "$BUILD/tests/failures/failures_$1" --size "$SIZE"
+  fi
+}
 
 failed=0
 printf '%-14s %10s %10s %8s\n' instrument cases problems seconds
@@ -26,7 +35,7 @@ for name in "${names[@]}"; do
   started=$EPOCHREALTIME
   verdict=ok
   status=0
-  "$BUILD/tests/failures/failures_$name" --size "$SIZE" > "$log" 2>&1 || status=$?
+  run "$name" > "$log" 2>&1 || status=$?
   if [[ $status -eq 77 ]]; then
     verdict="skipped, see $log"
   elif [[ $status -ne 0 ]]; then

@@ -92,6 +92,39 @@ Path path_of(int directory, const char* name) {
   for (;;) ::pause();
 }
 
+/// Kills the process that the same mpirun started as `rank`.
+void kill_rank(int rank) {
+  static const auto real_open = next<int (*)(const char*, int, ...)>("open");
+  static const auto real_close = next<int (*)(int)>("close");
+  const auto read_text = [](const char* path, char* text, std::size_t size) {
+    const int fd = real_open(path, O_RDONLY);
+    const ssize_t length = fd < 0 ? 0 : ::read(fd, text, size - 1);
+    if (fd >= 0) real_close(fd);
+    text[std::max<ssize_t>(length, 0)] = '\0';
+    return static_cast<std::size_t>(std::max<ssize_t>(length, 0));
+  };
+  static char text[1 << 16];
+  char path[64];
+  char children[8192];
+  std::snprintf(path, sizeof path, "/proc/%d/task/%d/children", ::getppid(), ::getppid());
+  read_text(path, children, sizeof children);
+  char wanted[64];
+  std::snprintf(wanted, sizeof wanted, "OMPI_COMM_WORLD_RANK=%d", rank);
+  int length = 0;
+  int pid = 0;
+  for (const char* at = children; std::sscanf(at, "%d%n", &pid, &length) == 1; at += length) {
+    std::snprintf(path, sizeof path, "/proc/%d/environ", pid);
+    const std::size_t size = read_text(path, text, sizeof text);
+    for (std::size_t i = 0; i < size; i += std::strlen(text + i) + 1) {
+      if (std::strcmp(text + i, wanted) != 0) continue;
+      ::kill(pid, SIGKILL);
+      return;
+    }
+  }
+  std::fprintf(stderr, "no rank %d was found\n", rank);
+  std::abort();
+}
+
 void cut_power(const Faults& f) {
   // FS_IOC_SHUTDOWN, the same for ext4 and xfs: from now on nothing reaches the disk.
   constexpr unsigned long kShutdown = _IOR('X', 125, std::uint32_t);
@@ -132,6 +165,9 @@ Verdict meet(const char* call, const char* path, bool* tears = nullptr) {
       [[fallthrough]];
     case Faults::kill:
       die(*f);
+    case Faults::kill_rank:
+      kill_rank(f->code);
+      return Verdict::go_on;
     case Faults::cut:
       cut_power(*f);
       die(*f);

@@ -18,6 +18,7 @@ struct Faults {
     fail_late,     ///< the call is made and returns `code` nevertheless, as NFS may
     shorten,       ///< a write takes only half; other calls are left alone
     stop,          ///< SIGSTOP before the call: the process sleeps until it gets SIGCONT
+    kill_rank,     ///< before the call the rank `code` of the same mpirun gets SIGKILL
     cut,           ///< power cut before the call: the file system is shut down, `code` tells how
     cut_and_live,  ///< the same, but the process lives on
   };

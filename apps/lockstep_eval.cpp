@@ -21,6 +21,7 @@
 #include <lockstep/train/evaluator.hpp>
 
 #include "checkpoint_choice.hpp"
+#include "models.hpp"
 #include "program.hpp"
 #include "setup.hpp"
 #include "slurm.hpp"
@@ -106,7 +107,7 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
 struct Recipe {
   std::string name;
   std::string model;
-  std::string hidden;
+  std::string sizes;  ///< of the model
   std::string kernels;
   std::int64_t step = 0;
   std::int64_t classes = 0;
@@ -152,7 +153,7 @@ std::int64_t required_number(const CheckpointFile& file, const std::string& key)
 Recipe recipe_of(const CheckpointFile& file) {
   return {file.name(),
           required(file, "model"),
-          required(file, "hidden"),
+          required(file, size_setting(required(file, "model"))),
           required(file, "kernels"),
           file.step(),
           required_number(file, "classes"),
@@ -163,7 +164,7 @@ Recipe recipe_of(const CheckpointFile& file) {
 void share(const Communicator& comm, Recipe& recipe) {
   recipe.name = comm.broadcast_text(recipe.name);
   recipe.model = comm.broadcast_text(recipe.model);
-  recipe.hidden = comm.broadcast_text(recipe.hidden);
+  recipe.sizes = comm.broadcast_text(recipe.sizes);
   recipe.kernels = comm.broadcast_text(recipe.kernels);
   std::int64_t numbers[] = {recipe.step, recipe.classes, recipe.micro_batch};
   comm.broadcast_values(std::span(numbers));
@@ -261,7 +262,7 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
   throw_together(comm, failure);
 
   const auto kernels = kernels_for(options, recipe, log);
-  Sequential model = make_model(recipe.model, parse_hidden(recipe.hidden), dataset->sample_shape(),
+  Sequential model = make_model(model_options(recipe.model, recipe.sizes), dataset->sample_shape(),
                                 static_cast<int>(recipe.classes));
   State state;
   model.declare(state);

@@ -23,6 +23,7 @@
 #include <lockstep/train/trainer.hpp>
 
 #include "checkpoint_choice.hpp"
+#include "models.hpp"
 #include "placement.hpp"
 #include "program.hpp"
 #include "progress_hook.hpp"
@@ -99,8 +100,8 @@ void warn_of_idle_ranks(const Communicator& world, const Log& log, const BatchPl
 void declare_settings(State& state, const TrainOptions& options, const BatchPlan& batch,
                       const Sequential& model, const Optimizer& optimizer, const Kernels& kernels,
                       const Dataset& dataset, std::int64_t last_step) {
-  state.setting("model", options.model);
-  state.setting("hidden", hidden_text(options.hidden));
+  state.setting("model", options.network.model);
+  state.setting(size_setting(options.network.model), size_text(options.network));
   std::string layers = model.describe();
   while (!layers.empty() && layers.back() == '\n') layers.pop_back();
   for (std::size_t at = 0; (at = layers.find('\n', at)) != std::string::npos;) layers.replace(at, 1, "; ");
@@ -225,7 +226,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   const auto kernels = make_kernels(kernel_choice(options.kernels));
   const auto optimizer = make_optimizer(options);
   const auto dataset = finish_loading(comm, options, machine, load);
-  Sequential model = make_model(options.model, options.hidden, dataset->sample_shape(), dataset->classes());
+  Sequential model = make_model(options.network, dataset->sample_shape(), dataset->classes());
   State state;
   model.declare(state);
   optimizer->declare(state);
@@ -242,7 +243,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   warn_of_unused_tasks(comm, log);
   log.info(fmt::format("data: {} samples of {} in {} classes", dataset->size(),
                        to_string(dataset->sample_shape()), dataset->classes()));
-  log.info(fmt::format("model: {}, {} parameters, {:.3g} Mflop a sample", options.model,
+  log.info(fmt::format("model: {}, {} parameters, {:.3g} Mflop a sample", options.network.model,
                        state.parameter_count(), static_cast<double>(model.flops_per_sample()) * 1e-6));
   log.info(fmt::format("steps: {} of {} samples in {} micro-batches of {}, {}, learning rate {}", last_step,
                        batch.global_batch, batch.micro_batches(), batch.micro_batch, optimizer->describe(),

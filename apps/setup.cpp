@@ -5,26 +5,15 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/data/image_dataset.hpp>
-#include <lockstep/nn/dense.hpp>
 
 namespace lockstep {
 
 std::filesystem::path data_directory(const TrainOptions& options, FileSystem& files) {
   if (!options.data_dir.empty()) return options.data_dir;
   return fashion_mnist_directory(files);
-}
-
-Sequential make_model(const std::string& model, const std::vector<std::int64_t>& hidden,
-                      const std::vector<std::int64_t>& sample_shape, int classes) {
-  if (model != "mlp") throw UsageError(fmt::format("model '{}' is unknown", model));
-  Sequential network{sample_shape};
-  for (const std::int64_t width : hidden) network.add(Dense{width, Activation::relu});
-  network.add(Dense{classes});
-  return network;
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options) {
@@ -118,10 +107,6 @@ void probe_text(const std::string& path, FileSystem& files) {
 void write_text(const std::string& path, const std::string& text, FileSystem& files) {
   const std::filesystem::path file(path);
   replace_file(*directory_of(file, files), file.filename().string(), std::as_bytes(std::span(text)));
-}
-
-std::string hidden_text(const std::vector<std::int64_t>& hidden) {
-  return hidden.empty() ? "none" : fmt::format("{}", fmt::join(hidden, ","));
 }
 
 }  // namespace lockstep

@@ -4,12 +4,10 @@
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include <lockstep/base/files.hpp>
 #include <lockstep/nn/optimizer.hpp>
 #include <lockstep/nn/schedule.hpp>
-#include <lockstep/nn/sequential.hpp>
 #include <lockstep/train/update.hpp>
 
 #include "train_options.hpp"
@@ -18,10 +16,6 @@ namespace lockstep {
 
 /// The directory of the data set that the options name. Throws DataError when it is not there. Local.
 std::filesystem::path data_directory(const TrainOptions& options, FileSystem& files);
-
-/// The network of the options for samples of `sample_shape`. Local.
-Sequential make_model(const std::string& model, const std::vector<std::int64_t>& hidden,
-                      const std::vector<std::int64_t>& sample_shape, int classes);
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options);
 UpdateOptions update_options(const TrainOptions& options);
@@ -38,8 +32,5 @@ void probe_text(const std::string& path, FileSystem& files);
 
 /// Replaces the file at `path`, whose directory is made as needed. Throws FileError. Local.
 void write_text(const std::string& path, const std::string& text, FileSystem& files);
-
-/// Hidden layer widths as on the command line.
-std::string hidden_text(const std::vector<std::int64_t>& hidden);
 
 }  // namespace lockstep

@@ -34,7 +34,8 @@ void check_range(std::string_view option, T value, T least, T most = std::numeri
 
 void check(const TrainOptions& o) {
   check_word("dataset", o.dataset, {"fashion-mnist", "idx"}, {"cifar10", "hdf5", "text"});
-  check_word("model", o.model, {"mlp"}, {"lenet", "resnet", "unet", "gpt"});
+  check_word("model", o.network.model, {"mlp", "lenet"}, {"resnet", "unet", "gpt"});
+  check_model(o.network);
   check_word("optimizer", o.optimizer,
              {"sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"});
   check_word("schedule", o.schedule,
@@ -134,28 +135,6 @@ std::string profile_dir(const TrainOptions& options) {
   return options.summary_dir.empty() ? options.checkpoint_dir : options.summary_dir;
 }
 
-std::vector<std::int64_t> parse_hidden(const std::string& text) {
-  std::vector<std::int64_t> widths;
-  if (text.empty() || text == "none") return widths;
-  std::istringstream parts(text);
-  std::string part;
-  while (std::getline(parts, part, ',')) {
-    std::size_t used = 0;
-    std::int64_t width = 0;
-    try {
-      width = std::stoll(part, &used);
-    } catch (const std::exception&) {
-      used = 0;
-    }
-    if (used == 0 || used != part.size() || width < 1 || width > 1'000'000) {
-      throw UsageError(
-          fmt::format("--hidden '{}' is no list of layer widths; write for example 512,512", text));
-    }
-    widths.push_back(width);
-  }
-  return widths;
-}
-
 namespace {
 
 /// "bias,norm"; "none" is no word.
@@ -203,7 +182,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   what.add_options()("dataset", po::value(&o.dataset)->default_value(o.dataset),
                      "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
       "data_dir", po::value(&o.data_dir), "where the data set lies")(
-      "model", po::value(&o.model)->default_value(o.model), "mlp")(
+      "model", po::value(&o.network.model)->default_value(o.network.model), "mlp or lenet")(
       "hidden", po::value(&hidden)->default_value(hidden),
       "mlp: widths of the hidden layers; none for no hidden layer")(
       "optimizer", po::value(&o.optimizer)->default_value(o.optimizer),
@@ -339,7 +318,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       throw UsageError(fmt::format("--{} is not in this version ({}); leave it out", name, version_text()));
     }
   }
-  o.hidden = parse_hidden(hidden);
+  o.network.hidden = parse_hidden(hidden);
   o.no_decay = parse_words(no_decay);
   if (o.optimizer == "adamw" && values["weight_decay"].defaulted()) o.weight_decay = 0.01;
   if (values.count("last_step") != 0) o.last_step = last_step;

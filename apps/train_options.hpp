@@ -7,14 +7,15 @@
 #include <string_view>
 #include <vector>
 
+#include "models.hpp"
+
 namespace lockstep {
 
 /// What the command line and the configuration file of lockstep-train say.
 struct TrainOptions {
   std::string dataset = "fashion-mnist";
   std::string data_dir;
-  std::string model = "mlp";
-  std::vector<std::int64_t> hidden = {512, 512};
+  ModelOptions network;
   std::string optimizer = "momentum";
   double learning_rate = 0.1;
   double momentum = 0.9;
@@ -82,9 +83,6 @@ struct ParsedTrainOptions {
 
 /// Where timelines go; empty when nothing says.
 std::string profile_dir(const TrainOptions& options);
-
-/// Widths of hidden layers as on the command line: "512,512", or "none". Throws UsageError.
-std::vector<std::int64_t> parse_hidden(const std::string& text);
 
 /// Throws UsageError if `word`, given for `option`, is none of `known`; says so of words for later versions.
 void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,

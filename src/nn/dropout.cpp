@@ -21,8 +21,8 @@ std::string Dropout::describe() const {
 Shape Dropout::declare(State&, const std::string& name, const Shape& input) {
   elements_ = static_cast<std::size_t>(element_count(input));
   if (elements_ > std::numeric_limits<std::uint32_t>::max()) {
-    throw UsageError(fmt::format("a dropout layer takes samples of less than 2^32 elements (got {})",
-                                 to_string(input)));
+    throw UsageError(
+        fmt::format("a dropout layer takes samples of less than 2^32 elements (got {})", to_string(input)));
   }
   own_seed_ = 14695981039346656037U;  // FNV-1a
   for (const char c : name) own_seed_ = (own_seed_ ^ static_cast<unsigned char>(c)) * 1099511628211U;

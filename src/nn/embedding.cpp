@@ -18,8 +18,8 @@ Embedding::Embedding(std::int64_t entries, std::int64_t features, bool positions
   // Beyond this, not every whole number is a float.
   constexpr std::int64_t kMost = std::int64_t{1} << 24;
   if (entries < 1 || entries > kMost || features < 1) {
-    throw UsageError(fmt::format("an embedding has 1 to {} entries of at least 1 feature (got {} of {})", kMost,
-                                 entries, features));
+    throw UsageError(fmt::format("an embedding has 1 to {} entries of at least 1 feature (got {} of {})",
+                                 kMost, entries, features));
   }
 }
 
@@ -50,9 +50,10 @@ void Embedding::forward(const Pass&, std::span<const float> input, std::span<flo
     const float number = input[i];
     if (!(number >= 0 && number < static_cast<float>(entries_)) ||
         number != static_cast<float>(static_cast<std::int64_t>(number))) {
-      throw DataError(fmt::format("input {} is {}, no whole number from 0 to {}; check the data set, or give "
-                                  "the embedding more entries",
-                                  i, number, entries_ - 1));
+      throw DataError(
+          fmt::format("input {} is {}, no whole number from 0 to {}; check the data set, or give "
+                      "the embedding more entries",
+                      i, number, entries_ - 1));
     }
     const std::span<float> to = output.subspan(i * features, features);
     const auto row = static_cast<std::size_t>(number) * features;

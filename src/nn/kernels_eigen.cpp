@@ -9,6 +9,7 @@
 #include <Eigen/Core>
 #include <fmt/format.h>
 
+#include "convolution_by_products.hpp"
 #include "kernels_internal.hpp"
 
 namespace lockstep {
@@ -74,6 +75,10 @@ class EigenKernels final : public Kernels {
       multiply_columns(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, columns, k, a, lda,
                        transpose_b == Transpose::yes ? b + j * ldb : b + j, ldb, accumulate, c + j, ldc);
     }
+  }
+
+  std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape, std::int64_t) const override {
+    return convolution_by_products(*this, shape);
   }
 };
 

@@ -1,5 +1,12 @@
+#include <array>
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <utility>
+#include <vector>
+
 #include <fmt/format.h>
-#include <oneapi/dnnl/dnnl.h>
+#include <oneapi/dnnl/dnnl.hpp>
 
 #include <lockstep/base/error.hpp>
 
@@ -30,6 +37,287 @@ class OneThread {
 
  private:
   int before_;
+};
+
+/// Runs `work`, and turns what the library throws into an error of ours.
+template <class Work>
+auto guarded(std::string_view what, Work&& work) {
+  const OneThread one_thread;
+  try {
+    return work();
+  } catch (const dnnl::error& error) {
+    throw InternalError(fmt::format("oneDNN refused {}: {}", what, error.what()));
+  }
+}
+
+const dnnl::engine& engine() {
+  static const dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
+  return cpu;
+}
+
+/// A primitive with its scratchpad. Its arguments are memory objects whose addresses are set before each run.
+class Primitive {
+ public:
+  Primitive(dnnl::primitive primitive, const dnnl::memory::desc& scratchpad)
+      : primitive_(std::move(primitive)), scratchpad_(scratchpad, engine()) {}
+
+  template <std::size_t N>
+  void run(const dnnl::stream& stream, const std::array<std::pair<int, const dnnl::memory*>, N>& arguments) {
+    std::array<dnnl_exec_arg_t, N + 1> given{};
+    std::size_t count = 0;
+    for (const auto& [name, memory] : arguments) {
+      if (memory != nullptr) given[count++] = {name, memory->get()};
+    }
+    given[count++] = {DNNL_ARG_SCRATCHPAD, scratchpad_.get()};
+    dnnl::error::wrap_c_api(
+        dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(count), given.data()),
+        "a primitive failed");
+  }
+
+ private:
+  dnnl::primitive primitive_;
+  dnnl::memory scratchpad_;
+};
+
+/// Memory of somebody else's.
+dnnl::memory foreign(const dnnl::memory::desc& desc) {
+  return {desc, engine(), DNNL_MEMORY_NONE};
+}
+
+void point(dnnl::memory& memory, std::span<const float> values) {
+  // The library takes inputs and outputs alike by a plain pointer.
+  memory.set_data_handle(const_cast<float*>(values.data()));
+}
+
+/// The library's convolutions over plain channels-last samples. The weights are rearranged to what each
+/// primitive likes best, in memory that is kept.
+class OneDnnConvolution final : public Convolution {
+ public:
+  OneDnnConvolution(const ConvolutionShape& shape, std::int64_t samples) : shape_(shape), stream_(engine()) {
+    guarded("a convolution", [&] { at(samples); });
+  }
+
+  void forward(std::int64_t samples, std::span<const float> input, std::span<const float> weight,
+               std::span<const float> bias, std::span<float> output) override {
+    guarded("a convolution", [&] {
+      Sized& sized = at(samples);
+      Pass& pass = forward_pass(sized, !bias.empty());
+      point(sized.input, input);
+      point(sized.output, output);
+      if (!bias.empty()) point(sized.bias, bias);
+      pack(pass, weight);
+      pass.primitive->run<4>(stream_, {{{DNNL_ARG_SRC, &sized.input},
+                                        {DNNL_ARG_WEIGHTS, &pass.packed},
+                                        {DNNL_ARG_BIAS, bias.empty() ? nullptr : &sized.bias},
+                                        {DNNL_ARG_DST, &sized.output}}});
+    });
+  }
+
+  void input_gradient(std::int64_t samples, std::span<const float> output_gradient,
+                      std::span<const float> weight, std::span<float> input_gradient) override {
+    guarded("the gradient of a convolution's input", [&] {
+      Sized& sized = at(samples);
+      Pass& pass = input_gradient_pass(sized);
+      point(sized.input, input_gradient);
+      point(sized.output, output_gradient);
+      pack(pass, weight);
+      pass.primitive->run<3>(stream_, {{{DNNL_ARG_DIFF_DST, &sized.output},
+                                        {DNNL_ARG_WEIGHTS, &pass.packed},
+                                        {DNNL_ARG_DIFF_SRC, &sized.input}}});
+    });
+  }
+
+  void weight_gradient(std::int64_t samples, std::span<const float> input,
+                       std::span<const float> output_gradient, std::span<float> weight_gradient,
+                       std::span<float> bias_gradient) override {
+    guarded("the gradient of a convolution's weights", [&] {
+      Sized& sized = at(samples);
+      Pass& pass = weight_gradient_pass(sized, !bias_gradient.empty());
+      point(sized.input, input);
+      point(sized.output, output_gradient);
+      if (!bias_gradient.empty()) point(sized.bias, bias_gradient);
+      point(pass.plain, weight_gradient);
+      if (pass.reorder == nullptr) point(pass.packed, weight_gradient);
+      pass.primitive->run<4>(stream_,
+                             {{{DNNL_ARG_SRC, &sized.input},
+                               {DNNL_ARG_DIFF_DST, &sized.output},
+                               {DNNL_ARG_DIFF_WEIGHTS, &pass.packed},
+                               {DNNL_ARG_DIFF_BIAS, bias_gradient.empty() ? nullptr : &sized.bias}}});
+      if (pass.reorder != nullptr) {
+        pass.reorder->run<2>(stream_, {{{DNNL_ARG_FROM, &pass.packed}, {DNNL_ARG_TO, &pass.plain}}});
+      }
+    });
+  }
+
+ private:
+  using Desc = dnnl::memory::desc;
+  static constexpr auto kDirect = dnnl::algorithm::convolution_direct;
+
+  struct Pass {
+    std::unique_ptr<Primitive> primitive;
+    dnnl::memory packed;                 // the weights as the primitive wants them
+    dnnl::memory plain;                  // the weights as they lie in the arena
+    std::unique_ptr<Primitive> reorder;  // null where the two are the same
+  };
+
+  /// All primitives for one number of samples.
+  struct Sized {
+    std::int64_t samples = 0;
+    Desc input_desc, output_desc, bias_desc;
+    Desc weight_desc;      // as they lie in the arena
+    Desc any_weight_desc;  // as each primitive likes
+    dnnl::memory::dims stride, padding;
+    dnnl::memory input, output, bias;
+    std::array<Pass, 2> forward;  // without and with bias; all are made when first used
+    Pass input_gradient;
+    std::array<Pass, 2> weight_gradient;
+  };
+
+  void pack(Pass& pass, std::span<const float> weight) {
+    if (pass.reorder == nullptr) return point(pass.packed, weight);
+    point(pass.plain, weight);
+    pass.reorder->run<2>(stream_, {{{DNNL_ARG_FROM, &pass.plain}, {DNNL_ARG_TO, &pass.packed}}});
+  }
+
+  Sized& at(std::int64_t samples) {
+    for (const auto& sized : sizes_) {
+      if (sized->samples == samples) return *sized;
+    }
+    sizes_.push_back(make(samples));
+    return *sizes_.back();
+  }
+
+  Pass make_pass(dnnl::primitive primitive, const Desc& scratchpad, const Desc& packed, const Desc& plain,
+                 bool out) const {
+    Pass pass;
+    pass.primitive = std::make_unique<Primitive>(std::move(primitive), scratchpad);
+    pass.plain = foreign(plain);
+    if (packed == plain) {
+      pass.packed = foreign(packed);
+      return pass;
+    }
+    pass.packed = dnnl::memory(packed, engine());
+    const dnnl::reorder::primitive_desc reorder(engine(), out ? packed : plain, engine(),
+                                                out ? plain : packed, own_scratchpad());
+    pass.reorder = std::make_unique<Primitive>(dnnl::reorder(reorder), reorder.scratchpad_desc());
+    return pass;
+  }
+
+  static dnnl::primitive_attr own_scratchpad() {
+    dnnl::primitive_attr attributes;
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    return attributes;
+  }
+
+  dnnl::convolution_forward::primitive_desc describe_forward(const Sized& sized, bool bias) const {
+    using Forward = dnnl::convolution_forward;
+    constexpr auto kTraining = dnnl::prop_kind::forward_training;
+    const auto desc =
+        bias ? Forward::desc(kTraining, kDirect, sized.input_desc, sized.any_weight_desc, sized.bias_desc,
+                             sized.output_desc, sized.stride, sized.padding, sized.padding)
+             : Forward::desc(kTraining, kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc,
+                             sized.stride, sized.padding, sized.padding);
+    return {desc, own_scratchpad(), engine()};
+  }
+
+  Pass& forward_pass(Sized& sized, bool bias) const {
+    Pass& pass = sized.forward[bias ? 1 : 0];
+    if (pass.primitive == nullptr) {
+      const auto described = describe_forward(sized, bias);
+      pass = make_pass(dnnl::convolution_forward(described), described.scratchpad_desc(),
+                       described.weights_desc(), sized.weight_desc, false);
+    }
+    return pass;
+  }
+
+  Pass& input_gradient_pass(Sized& sized) const {
+    using Backward = dnnl::convolution_backward_data;
+    Pass& pass = sized.input_gradient;
+    if (pass.primitive == nullptr) {
+      const Backward::primitive_desc described(
+          Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc, sized.stride,
+                         sized.padding, sized.padding),
+          own_scratchpad(), engine(), describe_forward(sized, false));
+      pass = make_pass(Backward(described), described.scratchpad_desc(), described.weights_desc(),
+                       sized.weight_desc, false);
+    }
+    return pass;
+  }
+
+  Pass& weight_gradient_pass(Sized& sized, bool bias) const {
+    using Backward = dnnl::convolution_backward_weights;
+    Pass& pass = sized.weight_gradient[bias ? 1 : 0];
+    if (pass.primitive == nullptr) {
+      const auto desc =
+          bias ? Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.bias_desc,
+                                sized.output_desc, sized.stride, sized.padding, sized.padding)
+               : Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc,
+                                sized.stride, sized.padding, sized.padding);
+      const Backward::primitive_desc described(desc, own_scratchpad(), engine(),
+                                               describe_forward(sized, bias));
+      pass = make_pass(Backward(described), described.scratchpad_desc(), described.diff_weights_desc(),
+                       sized.weight_desc, true);
+    }
+    return pass;
+  }
+
+  std::unique_ptr<Sized> make(std::int64_t samples) const {
+    using dnnl::memory;
+    constexpr auto kFloat = memory::data_type::f32;
+    // Depth is left out where it is 1: the library is faster in two dimensions.
+    const std::size_t first = shape_.input[0] == 1 && shape_.kernel[0] == 1 && shape_.padding[0] == 0 ? 1 : 0;
+    memory::dims input{samples, shape_.input_channels};
+    memory::dims output{samples, shape_.output_channels};
+    memory::dims stride, padding, kernel;
+    for (std::size_t d = first; d < 3; ++d) {
+      input.push_back(shape_.input[d]);
+      output.push_back(shape_.output(d));
+      stride.push_back(shape_.stride[d]);
+      padding.push_back(shape_.padding[d]);
+      kernel.push_back(shape_.kernel[d]);
+    }
+    const auto tag = first == 1 ? memory::format_tag::nhwc : memory::format_tag::ndhwc;
+    const Desc input_desc(input, kFloat, tag);
+    const Desc output_desc(output, kFloat, tag);
+    const Desc bias_desc({shape_.output_channels}, kFloat, memory::format_tag::a);
+
+    const std::int64_t in = shape_.input_channels / shape_.groups;
+    const std::int64_t out = shape_.output_channels / shape_.groups;
+    memory::dims weights{out, in};
+    memory::dims strides{1, shape_.output_channels};
+    if (shape_.groups > 1) {
+      weights.insert(weights.begin(), shape_.groups);
+      strides.insert(strides.begin(), out);
+    }
+    weights.insert(weights.end(), kernel.begin(), kernel.end());
+    memory::dims kernel_strides(kernel.size());
+    std::int64_t distance = in * shape_.output_channels;
+    for (std::size_t d = kernel.size(); d-- > 0;) {
+      kernel_strides[d] = distance;
+      distance *= kernel[d];
+    }
+    strides.insert(strides.end(), kernel_strides.begin(), kernel_strides.end());
+    const Desc plain(weights, kFloat, strides);
+    const Desc any(weights, kFloat, memory::format_tag::any);
+
+    auto sized = std::make_unique<Sized>();
+    sized->samples = samples;
+    sized->input_desc = input_desc;
+    sized->output_desc = output_desc;
+    sized->bias_desc = bias_desc;
+    sized->weight_desc = plain;
+    sized->any_weight_desc = any;
+    sized->stride = stride;
+    sized->padding = padding;
+    sized->input = foreign(input_desc);
+    sized->output = foreign(output_desc);
+    sized->bias = foreign(bias_desc);
+    return sized;
+  }
+
+  ConvolutionShape shape_;
+  dnnl::stream stream_;
+  std::vector<std::unique_ptr<Sized>> sizes_;
 };
 
 class OneDnnKernels final : public Kernels {
@@ -74,6 +362,11 @@ class OneDnnKernels final : public Kernels {
       throw InternalError(fmt::format("oneDNN refused a {} x {} x {} matrix product (status {})", m, n, k,
                                       static_cast<int>(status)));
     }
+  }
+
+  std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape,
+                                           std::int64_t samples) const override {
+    return std::make_unique<OneDnnConvolution>(shape, samples);
   }
 };
 

@@ -94,9 +94,9 @@ void LayerNorm::backward(const Pass& pass, std::span<const float> input, std::sp
     }
     if (input_gradient.empty()) continue;
     const float sum = lane_sum(features_, [&](std::size_t j) { return g[j] * scale[j]; }) * share;
-    const float along = lane_sum(features_, [&](std::size_t j) {
-                          return g[j] * scale[j] * ((x[j] - mean) * inverse);
-                        }) * share;
+    const float along =
+        lane_sum(features_, [&](std::size_t j) { return g[j] * scale[j] * ((x[j] - mean) * inverse); }) *
+        share;
     float* __restrict to = input_gradient.data() + row * features_;
     for (std::size_t j = 0; j < features_; ++j) {
       to[j] = inverse * (g[j] * scale[j] - sum - (x[j] - mean) * inverse * along);

@@ -47,8 +47,7 @@ Score ValueLoss::evaluate(std::int64_t samples, std::span<const float> outputs, 
   }
   const auto each = static_cast<double>(outputs.size()) / static_cast<double>(samples);
   Score score;
-  score.loss_sum =
-      sum(outputs, targets.values, scale / static_cast<float>(each), gradient) / each;
+  score.loss_sum = sum(outputs, targets.values, scale / static_cast<float>(each), gradient) / each;
   return score;
 }
 

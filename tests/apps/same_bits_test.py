@@ -23,6 +23,14 @@ class SameBits(EndToEnd):
             with self.subTest(ranks=ranks):
                 self.assertEqual(self.bits(ranks, **changes), expected)
 
+    def test_convolutions(self):
+        changes = {"dataset": "fashion-mnist", "data_dir": None, "model": "lenet", "hidden": None, "last_step": 6,
+                   "global_batch": 24, "micro_batch": 4, "learning_rate": 0.02}
+        expected = self.bits(1, **changes)
+        for ranks in (2, 5):
+            with self.subTest(ranks=ranks):
+                self.assertEqual(self.bits(ranks, **changes), expected)
+
     def test_nodes_prefetch_and_optimizers(self):
         for optimizer, rate in (("momentum", 0.1), ("adam", 0.001)):
             changes = {"optimizer": optimizer, "learning_rate": rate}

@@ -19,7 +19,8 @@ namespace {
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 /// Every slope of the loss against central differences in double. Kinks must lie further than `step` away.
-void check_slopes(const Loss& loss, std::int64_t samples, std::vector<float> outputs, const Targets& targets) {
+void check_slopes(const Loss& loss, std::int64_t samples, std::vector<float> outputs,
+                  const Targets& targets) {
   CAPTURE(loss.describe());
   CAPTURE(samples);
   std::vector<float> gradient(outputs.size());
@@ -87,7 +88,8 @@ TEST_CASE("losses have the values that their formulas say") {
   const std::vector<float> equal(8, 3.0F);
   const std::vector<std::int32_t> labels{1, 3};
   const Targets wanted{std::span<const std::int32_t>(labels)};
-  CHECK(SoftmaxCrossEntropy{}.evaluate(2, equal, wanted, 1, {}).loss_sum == doctest::Approx(2 * std::log(4.0)));
+  CHECK(SoftmaxCrossEntropy{}.evaluate(2, equal, wanted, 1, {}).loss_sum ==
+        doctest::Approx(2 * std::log(4.0)));
   CHECK(SoftmaxCrossEntropy{0.3F}.evaluate(2, equal, wanted, 1, {}).loss_sum ==
         doctest::Approx(2 * std::log(4.0)));
   // Two positions of one sample: their mean. 0.9 of the label's, 0.1 / 4 of each.
@@ -133,9 +135,9 @@ TEST_CASE("targets that cannot be are refused") {
 }
 
 TEST_CASE("accuracy and top-k count what they say, ties and NaN included") {
-  const std::vector<float> outputs{3, 2, 1, 0,      // label 0: first
-                                   3, 2, 1, 0,      // label 2: third
-                                   1, 1, 1, 1,      // label 1: second of equal ones
+  const std::vector<float> outputs{3,    2, 1, 0,   // label 0: first
+                                   3,    2, 1, 0,   // label 2: third
+                                   1,    1, 1, 1,   // label 1: second of equal ones
                                    kNan, 9, 0, 0};  // label 1: unknown
   const std::vector<std::int32_t> labels{0, 2, 1, 1};
   CHECK(judge_classes(outputs, labels, 1).correct_top_k == 1);

@@ -156,9 +156,11 @@ inline void check_readiness_without_local_init(const Communicator& world) {
   for (int who = 0; who < world.size(); ++who) {
     Rank rank(world);
     auto options = creator_options(rank);
-    if (world.rank() == who) options.scaffold.ready_for_local_init = [](const State&) { return Scaffold::Names(); };
+    if (world.rank() == who)
+      options.scaffold.ready_for_local_init = [](const State&) { return Scaffold::Names(); };
     CHECK(refused(world, rank, options) ==
-          "UsageError: " + by(who) + "the scaffold has ready_for_local_init and no local_init that it is for; give both");
+          "UsageError: " + by(who) +
+              "the scaffold has ready_for_local_init and no local_init that it is for; give both");
   }
 }
 

@@ -24,7 +24,7 @@ class Dropout final : public Layer {
 
  private:
   float rate_;
-  std::size_t elements_ = 0;   // of a sample
+  std::size_t elements_ = 0;    // of a sample
   std::uint64_t own_seed_ = 0;  // from the name, so that two layers differ
 };
 

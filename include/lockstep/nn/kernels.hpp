@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include <lockstep/nn/convolution.hpp>
+
 namespace lockstep {
 
 enum class KernelChoice { automatic, eigen, onednn };
@@ -18,8 +20,9 @@ enum class Transpose : bool { no, yes };
 /// The matrix work of all layers; everything else is plain loops of this library (elementwise.hpp).
 ///
 /// Implementations are single-threaded, keep nothing between calls and allocate nothing after the first call,
-/// so several threads may use one object. The bits of a result depend on the values and the sizes alone: not
-/// on where the buffers lie, nor on what ran before.
+/// so several threads may use one object. What is worth keeping between calls is made once, for one thread,
+/// by `convolution`. The bits of a result depend on the values and the sizes alone: not on where the buffers
+/// lie, nor on what ran before.
 class Kernels {
  public:
   virtual ~Kernels() = default;
@@ -39,6 +42,10 @@ class Kernels {
   virtual void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n,
                     std::int64_t k, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
                     bool accumulate, float* c, std::int64_t ldc) const = 0;
+
+  /// Makes a convolution for passes over up to `samples` samples. Refers to this object.
+  virtual std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape,
+                                                   std::int64_t samples) const = 0;
 };
 
 /// `automatic` takes oneDNN where it was built in. Throws UsageError for one that was not.

@@ -8,8 +8,9 @@ namespace lockstep {
 /// How many of some predictions are right. Sums of whole numbers: ranks may add theirs in any order.
 struct ClassificationSums {
   std::int64_t judged = 0;
-  std::int64_t correct = 0;        ///< the label has the largest output (the first of equal ones counts)
-  std::int64_t correct_top_k = 0;  ///< fewer than k outputs are larger than the label's, or equal and before it
+  std::int64_t correct = 0;  ///< the label has the largest output (the first of equal ones counts)
+  std::int64_t correct_top_k =
+      0;  ///< fewer than k outputs are larger than the label's, or equal and before it
 
   double accuracy() const noexcept;        ///< NaN for no predictions
   double top_k_accuracy() const noexcept;  ///< likewise

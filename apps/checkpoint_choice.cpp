@@ -24,15 +24,15 @@ std::unique_ptr<Directory> directory_or_null(FileSystem& files, const std::strin
   }
 }
 
-CheckpointFile open_checkpoint(FileSystem& files, const std::string& path, const Log& log,
-                               const MacKey* key) {
+CheckpointFile open_checkpoint(FileSystem& files, const std::string& path, const Log& log, const MacKey* key,
+                               const std::string& basename) {
   const auto directory = directory_or_null(files, path);
   if (directory == nullptr) {
     return {*files.open_file(path), std::filesystem::path(path).filename().string(), key};
   }
-  auto newest = newest_checkpoint(*directory, log, std::string(kDefaultBasename), key);
+  auto newest = newest_checkpoint(*directory, log, basename, key);
   if (newest) return std::move(*newest);
-  throw DataError(fmt::format("there is no checkpoint in '{}'", path));
+  throw DataError(fmt::format("there is no checkpoint named '{}-STEP.h5' in '{}'", basename, path));
 }
 
 std::shared_ptr<const MacKey> load_key(FileSystem& files, const std::string& path) {

@@ -37,6 +37,7 @@ struct EvalOptions {
   TrainOptions data;  ///< of which the data set counts
   std::string checkpoint_dir;
   std::string checkpoint;
+  std::string checkpoint_basename{kDefaultBasename};
   std::int64_t wait_for_step = 0;
   double max_wait_secs = 7200;
   std::string key_file;
@@ -52,6 +53,8 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
   po::options_description shown("Options");
   shown.add_options()("checkpoint_dir", po::value(&o.checkpoint_dir), "where the checkpoints are")(
       "checkpoint", po::value(&o.checkpoint), "base name of one; default: the newest that verifies")(
+      "checkpoint_basename", po::value(&o.checkpoint_basename)->default_value(o.checkpoint_basename),
+      "what the names of checkpoints begin with")(
       "wait_for_step", po::value(&o.wait_for_step)->default_value(0),
       "wait until the training has saved this step or a later one; 0: do not wait")(
       "max_wait_secs", po::value(&o.max_wait_secs)->default_value(o.max_wait_secs),
@@ -120,7 +123,9 @@ CheckpointFile choose(const EvalOptions& options, FileSystem& files, const Log& 
     throw DataError(fmt::format("checkpoint_dir '{}' is not a directory", options.checkpoint_dir));
   }
   const auto key = load_key(files, options.key_file);
-  if (options.checkpoint.empty()) return open_checkpoint(files, options.checkpoint_dir, log, key.get());
+  if (options.checkpoint.empty()) {
+    return open_checkpoint(files, options.checkpoint_dir, log, key.get(), options.checkpoint_basename);
+  }
   if (!is_plain_name(options.checkpoint)) {
     throw UsageError(
         fmt::format("--checkpoint '{}' is not the name of a file in checkpoint_dir", options.checkpoint));
@@ -242,7 +247,9 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
                                                .notice = Seconds{5},
                                                .limit = Seconds{options.hang_limit_secs}});
   wait_for_global_step(comm, machine.files, options.checkpoint_dir,
-                       {.wait_until_step = options.wait_for_step, .limit_secs = options.max_wait_secs});
+                       {.wait_until_step = options.wait_for_step,
+                        .limit_secs = options.max_wait_secs,
+                        .basename = options.checkpoint_basename});
   std::optional<CheckpointFile> file;
   Recipe recipe;
   on_chief(comm, "the chief to read the checkpoint", [&] {

@@ -38,6 +38,7 @@ using nlohmann::json;
 constexpr int kDifferent = 1;  // exit status of --diff, as that of diff(1)
 
 struct InspectOptions {
+  std::string basename{kDefaultBasename};
   std::vector<std::string> paths;
   bool verify = false;
   bool digest = false;
@@ -405,7 +406,7 @@ bool show(FileSystem& files, const std::string& path, const InspectOptions& opti
     }
   }
   std::vector<Found> all;
-  for (FoundCheckpoint& checkpoint : scan_checkpoints(*directory, std::string(kDefaultBasename))) {
+  for (FoundCheckpoint& checkpoint : scan_checkpoints(*directory, options.basename)) {
     all.push_back(examine(*directory, std::move(checkpoint)));
     // One that a training deleted meanwhile is not there any more, and that is no damage.
     if (!all.back().trailer && !directory->exists(all.back().checkpoint.file)) all.pop_back();
@@ -475,8 +476,8 @@ Comparison compare(const Entry* a, const Entry* b) {
 }
 
 int diff(FileSystem& files, const InspectOptions& options, const Log& log) {
-  const CheckpointFile a = open_checkpoint(files, options.paths[0], log);
-  const CheckpointFile b = open_checkpoint(files, options.paths[1], log);
+  const CheckpointFile a = open_checkpoint(files, options.paths[0], log, nullptr, options.basename);
+  const CheckpointFile b = open_checkpoint(files, options.paths[1], log, nullptr, options.basename);
   std::map<std::string, std::pair<const Entry*, const Entry*>> both;
   for (const Entry& entry : a.entries()) both[entry.path].first = &entry;
   for (const Entry& entry : b.entries()) both[entry.path].second = &entry;
@@ -521,7 +522,7 @@ int diff(FileSystem& files, const InspectOptions& options, const Log& log) {
 void print_digests(FileSystem& files, const InspectOptions& options, const Log& log) {
   json documents = json::array();
   for (const std::string& path : options.paths) {
-    const CheckpointFile file = open_checkpoint(files, path, log);
+    const CheckpointFile file = open_checkpoint(files, path, log, nullptr, options.basename);
     if (options.as_json) {
       documents.push_back(digest_json(file));
     } else {
@@ -545,8 +546,10 @@ std::pair<InspectOptions, std::string> parse(int argc, const char* const* argv) 
       "diff", po::bool_switch(&o.diff),
       "compare two checkpoints tensor by tensor, with step and settings; any NaN equals any NaN. Exit code "
       "0: "
-      "equal, 1: different")("json", po::bool_switch(&o.as_json), "print JSON")("help", "this text")(
-      "version", "name and version");
+      "equal, 1: different")("json", po::bool_switch(&o.as_json), "print JSON")(
+      "checkpoint_basename", po::value(&o.basename)->default_value(o.basename),
+      "what the names of checkpoints in a directory begin with")("help", "this text")("version",
+                                                                                      "name and version");
   po::options_description hidden;
   hidden.add_options()("path", po::value(&o.paths), "");
   po::options_description all;

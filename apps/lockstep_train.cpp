@@ -129,6 +129,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
                                                      const Log& log) {
   MonitoredTrainingSessionOptions session;
   session.checkpoint_dir = options.checkpoint_dir;
+  session.scaffold.saver.basename = options.checkpoint_basename;
   session.scaffold.saver.max_to_keep = options.max_to_keep;
   session.scaffold.saver.keep_checkpoint_every_n_hours = options.keep_checkpoint_every_n_hours;
   if (!options.keep_best.empty()) session.scaffold.saver.keep_best = parse_keep_best(options.keep_best);

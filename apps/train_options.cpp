@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/checkpoint/names.hpp>
 #include <lockstep/checkpoint/retention.hpp>
 
 #include "usage.hpp"
@@ -116,6 +117,11 @@ void check(const TrainOptions& o) {
   check_range<std::int64_t>("max_to_keep", o.max_to_keep, 0);
   check_range<std::int64_t>("prefetch", o.prefetch, 0, 64);
   check_range<std::int64_t>("ranks_per_node", o.ranks_per_node, 0);
+  if (!is_plain_name(o.checkpoint_basename)) {
+    throw UsageError(
+        fmt::format("--checkpoint_basename '{}' is no plain name; use letters, digits, '.', '_', '-'",
+                    o.checkpoint_basename));
+  }
   if (o.fresh && !o.restore_from.empty()) {
     throw UsageError("--fresh and --restore_from are both given; a fresh run restores nothing");
   }
@@ -226,6 +232,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "Checkpoints and summaries (intervals of 0 are off; with both, whichever comes first)");
   keep.add_options()("checkpoint_dir", po::value(&o.checkpoint_dir),
                      "save here, and go on from the newest checkpoint found here")(
+      "checkpoint_basename", po::value(&o.checkpoint_basename)->default_value(o.checkpoint_basename),
+      "what the names of checkpoints begin with")(
       "save_checkpoint_secs", po::value(&o.save_checkpoint_secs)->default_value(o.save_checkpoint_secs), "")(
       "save_checkpoint_steps", po::value(&o.save_checkpoint_steps)->default_value(0), "")(
       "max_to_keep", po::value(&o.max_to_keep)->default_value(o.max_to_keep), "checkpoints; 0: all")(

@@ -40,6 +40,7 @@ struct TrainOptions {
   double early_stopping_min_delta = 0;
 
   std::string checkpoint_dir;
+  std::string checkpoint_basename = "ckpt";
   double save_checkpoint_secs = 600;
   std::int64_t save_checkpoint_steps = 0;
   int max_to_keep = 5;

@@ -250,8 +250,19 @@ std::unique_ptr<Directory> PosixFileSystem::open_directory(const std::filesystem
 std::unique_ptr<Directory> PosixFileSystem::create_directory(const std::filesystem::path& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
-  if (error) throw FileError("create directory", path, error.value());
-  return open_directory(path);
+  if (!error) return open_directory(path);
+  // What is in the way is not the whole path but the first parent that is no directory, or admits nothing.
+  std::filesystem::path parent = path;
+  std::error_code unknown;
+  while (parent.has_relative_path() && !std::filesystem::exists(parent, unknown)) {
+    const std::filesystem::path above = parent.parent_path();
+    if (above == parent) break;
+    parent = above;
+  }
+  if (parent.empty()) parent = ".";
+  if (parent == path) throw FileError("create directory", path, error.value());
+  throw FileError(fmt::format("create directories below '{}', which are needed for", parent.string()), path,
+                  error.value());
 }
 
 std::unique_ptr<ReadableFile> PosixFileSystem::open_file(const std::filesystem::path& path) {

@@ -58,6 +58,15 @@ std::optional<CheckpointName> parse_file_name(std::string_view basename, std::st
   return name;
 }
 
+bool is_checkpoint_name(std::string_view file) {
+  if (!is_plain_name(file)) return false;
+  // The basename may hold dashes itself, so each is tried.
+  for (auto dash = file.find('-', 1); dash != std::string_view::npos; dash = file.find('-', dash + 1)) {
+    if (parse_file_name(file.substr(0, dash), file)) return true;
+  }
+  return false;
+}
+
 std::string temporary_name(std::string_view name, std::uint64_t nonce) {
   return fmt::format(".{}.tmp.{:016x}", name, nonce);
 }

@@ -70,6 +70,14 @@ class Search {
 
   std::optional<Restored> nothing_found() const {
     if (listed_ > 0) {
+      const auto hint = read_state_file(directory_).state.value_or(StateFile());
+      for (const CheckpointRecord& record : hint.checkpoints) {
+        if (parse_file_name(options_.basename, record.file) || !directory_.exists(record.file)) continue;
+        throw DataError(
+            fmt::format("'{}' has checkpoints such as {}, and none with the basename '{}'; give the basename "
+                        "that they have or another directory, or --fresh to start anew beside them",
+                        directory_.path().string(), record.file, options_.basename));
+      }
       throw DataError(
           fmt::format("'{}' names {} checkpoints and none of them is in '{}'; bring them back, or give "
                       "--fresh to start anew",
@@ -114,17 +122,17 @@ class Search {
       allowed_ = restore_into(file, entries_, options_.allow_change);
       return Restored{file.step(), candidate.file};
     } catch (const DataError& error) {
-      failed(candidate, error);
+      failed(error);
+      damaged_.push_back(candidate.file);
     } catch (const FileError& error) {
-      failed(candidate, error);
+      failed(error);  // it keeps its name: what cannot be read today may be good tomorrow
     }
     return std::nullopt;
   }
 
-  void failed(const FoundCheckpoint& candidate, const Error& error) {
+  void failed(const Error& error) {
     options_.log.warn(fmt::format("{}; trying the next older checkpoint", error.what()));
     reasons_.emplace_back(error.what());
-    damaged_.push_back(candidate.file);
   }
 
   Restored finish(Restored restored) {
@@ -194,6 +202,20 @@ void broadcast_pieces(const Communicator& comm, const Entry& entry) {
   }
 }
 
+/// The chief's values reach all ranks.
+void spread(const Communicator& comm, const State& state, const std::optional<SharedArenas>& shared_arenas,
+            const char* what) {
+  for (const Entry& entry : state.entries()) {
+    if (entry.path.starts_with("/config/")) continue;
+    if (!shared_arenas || !in_an_arena(state, entry)) {
+      broadcast_pieces(comm, entry);
+    } else if (shared_arenas->leaders) {
+      broadcast_pieces(*shared_arenas->leaders, entry);
+    }
+  }
+  if (shared_arenas) comm.barrier(what);
+}
+
 }  // namespace
 
 void init_from_checkpoint(FileSystem& files, const std::filesystem::path& path,
@@ -220,16 +242,23 @@ std::optional<Restored> restore_latest(const Communicator& comm, Directory* dire
   if (step < 0) return std::nullopt;
   const std::string name = comm.broadcast_text(restored ? restored->name : "");
 
-  for (const Entry& entry : state.entries()) {
-    if (entry.path.starts_with("/config/")) continue;
-    if (!options.shared_arenas || !in_an_arena(state, entry)) {
-      broadcast_pieces(comm, entry);
-    } else if (options.shared_arenas->leaders) {
-      broadcast_pieces(*options.shared_arenas->leaders, entry);
-    }
-  }
-  if (options.shared_arenas) comm.barrier("the restored values to reach all nodes");
+  spread(comm, state, options.shared_arenas, "the restored values to reach all nodes");
   return Restored{step, name};
+}
+
+void initialize_state(const Communicator& comm, State& state, const std::function<void()>& initialize,
+                      const std::optional<SharedArenas>& shared_arenas) {
+  state.set_global_step(0);
+  initialize();
+  spread(comm, state, shared_arenas, "the first values to reach all nodes");
+}
+
+std::optional<Restored> restore_or_initialize(const Communicator& comm, Directory* directory, State& state,
+                                              const std::function<void()>& initialize,
+                                              const RestoreOptions& options) {
+  auto restored = restore_latest(comm, directory, state, options);
+  if (!restored) initialize_state(comm, state, initialize, options.shared_arenas);
+  return restored;
 }
 
 }  // namespace lockstep

@@ -68,8 +68,11 @@ RetentionPlan plan_retention(const StateFile& state, const std::string& current,
     const bool surplus = limit != 0 && counted > limit && !record.preserved && record.file != current;
     if (surplus) --counted;
     if (surplus && !best.contains(record.file)) {
+      // Later by its step and earlier by its time: the clock ran backwards, and nobody knows how many hours
+      // have passed. Better one too many; from it on they count anew.
+      const auto& last = plan.state.last_preserved;
       const bool due =
-          spacing > 0 && (!plan.state.last_preserved || record.time >= *plan.state.last_preserved + spacing);
+          spacing > 0 && (!last || record.time >= *last + spacing || record.time < *last - kClockStepSeconds);
       if (!due) {
         plan.remove.push_back(record.file);
         continue;

@@ -68,6 +68,16 @@ Saver::Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, S
   }
   state_ = load_state(*directory_, options_.basename, log_);
   if (state_.checkpoints.empty()) state_.last_preserved = clock_.wall_seconds();
+  if (!state_.checkpoints.empty()) {
+    const CheckpointRecord& newest = state_.checkpoints.back();
+    if (const double ahead = newest.time - clock_.wall_seconds(); ahead > kClockStepSeconds) {
+      log_.warn(
+          fmt::format("the clock runs backwards: {} was saved {:.0f} s from now; checkpoints go by their "
+                      "steps, and where "
+                      "one is kept every so many hours, one too many stays",
+                      newest.file, ahead));
+    }
+  }
   remove_leftovers();
   fence();
   if (directory_->others_may_write()) {

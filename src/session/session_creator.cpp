@@ -35,66 +35,46 @@ void compare_entries(const SessionGround& ground) {
   compare_ranks(ground.start, std::vector<Statement>{{"what a checkpoint holds", std::move(layout)}});
 }
 
-/// What the ranks of a node share, if they share: parameters, buffers and slots.
-bool in_arena(const State& state, const Entry& entry) {
-  if (entry.path.starts_with("/slots/") || entry.path.starts_with("/buffers/")) return true;
-  const auto* first = reinterpret_cast<const std::byte*>(state.parameters().data());
-  return entry.data >= first && entry.data < first + state.parameters().size_bytes();
-}
-
-void spread_from_chief(SessionGround& ground, const Communicator& leaders) {
-  const bool leader = ground.topology->node.rank() == 0;
-  for (const Entry& entry : ground.state.entries()) {
-    const auto bytes = std::span(entry.data, entry.bytes());
-    if (ground.config.share_parameters && in_arena(ground.state, entry)) {
-      if (leader) leaders.broadcast(bytes);
-    } else if (!entry.path.starts_with("/config/")) {
-      ground.start.broadcast(bytes);
-    }
-  }
-  ground.start.barrier("the first values of the state");
-}
-
 std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again) {
   SessionConfig& config = ground.config;
   const Scaffold& scaffold = ground.options.scaffold;
-  const Communicator leaders =
-      patient(ground.topology->column, ground.options.max_wait_secs);  // of local rank 0 alone
-  const bool leader = ground.topology->node.rank() == 0;
-  std::optional<Restored> restored;
-  if (!ground.options.checkpoint_dir.empty()) {
-    // A session that is made again goes on from the newest of its own.
-    RestoreOptions restore{.allow_change = config.allow_change,
-                           .fresh = config.fresh && !again,
-                           .exact_file = config.restore_from.empty() || again
-                                             ? std::nullopt
-                                             : std::optional(config.restore_from),
-                           .basename = scaffold.saver.basename,
-                           .shared_arenas = std::nullopt,
-                           .key = scaffold.saver.key,
-                           .log = ground.log};
-    if (config.share_parameters) {
-      restore.shared_arenas = SharedArenas{leader ? std::optional(leaders) : std::nullopt};
-    }
-    restored = restore_latest(ground.start, ground.directory ? ground.directory->directory().get() : nullptr,
-                              ground.state, restore);
+  std::optional<SharedArenas> shared;
+  if (config.share_parameters) {
+    const bool leader = ground.topology->node.rank() == 0;
+    const Communicator leaders =
+        patient(ground.topology->column, ground.options.max_wait_secs);  // of local rank 0 alone
+    shared = SharedArenas{leader ? std::optional(leaders) : std::nullopt};
   }
-  if (restored) return restored;
-  ground.state.set_global_step(0);
-  const auto initialize = [&](std::string_view phase, const std::function<void(State&)>& work) {
+  const auto on_chief = [&](std::string_view phase, const std::function<void(State&)>& work) {
     ground.on_chief("the chief to initialize", phase, [&] { work(ground.state); });
   };
-  if (again) {
-    initialize("init", [](State& state) {
-      std::ranges::fill(state.parameters(), 0.0F);
-      std::ranges::fill(state.buffers(), 0.0F);
-      for (const std::string& slot : state.slot_names()) std::ranges::fill(state.slot_values(slot), 0.0F);
-    });
+  const auto initialize = [&] {
+    if (again) {
+      on_chief("init", [](State& state) {
+        std::ranges::fill(state.parameters(), 0.0F);
+        std::ranges::fill(state.buffers(), 0.0F);
+        for (const std::string& slot : state.slot_names()) std::ranges::fill(state.slot_values(slot), 0.0F);
+      });
+    }
+    on_chief("init", scaffold.init);
+    on_chief("init_fn", scaffold.init_fn);
+  };
+  if (ground.options.checkpoint_dir.empty()) {
+    initialize_state(ground.start, ground.state, initialize, shared);
+    return std::nullopt;
   }
-  initialize("init", scaffold.init);
-  initialize("init_fn", scaffold.init_fn);
-  spread_from_chief(ground, leaders);
-  return std::nullopt;
+  // A session that is made again goes on from the newest of its own.
+  const RestoreOptions restore{
+      .allow_change = config.allow_change,
+      .fresh = config.fresh && !again,
+      .exact_file = config.restore_from.empty() || again ? std::nullopt : std::optional(config.restore_from),
+      .basename = scaffold.saver.basename,
+      .shared_arenas = std::move(shared),
+      .key = scaffold.saver.key,
+      .log = ground.log};
+  return lockstep::restore_or_initialize(ground.start,
+                                         ground.directory ? ground.directory->directory().get() : nullptr,
+                                         ground.state, initialize, restore);
 }
 
 /// What contradicts itself. Throws UsageError.

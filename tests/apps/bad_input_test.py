@@ -77,6 +77,7 @@ class BadInput(EndToEnd):
                 ({"profile_secs": -1}, ["--profile_secs -1"]),
                 ({"profile_secs": "nan"}, ["--profile_secs nan"]),
                 ({"profile_steps": 2, "checkpoint_dir": None}, ["--profile_steps", "--profile_dir"]),
+                ({"checkpoint_basename": "../a"}, ["--checkpoint_basename"]),
                 ({"fresh": True, "restore_from": "ckpt-00000001.h5"}, ["--fresh and --restore_from"]),
                 ({"kernels": "mkl"}, ["--kernels 'mkl'"]),
                 ({"keep_best": "loss"}, ["keep_best 'loss'", "METRIC:K"]),

@@ -205,6 +205,12 @@ TEST_CASE("directories are created with their parents, and errors name path and 
   write(*files.open_directory(path), "file", "x");
   CHECK(code_of([&] { files.open_directory(path / "file"); }) == ENOTDIR);
   CHECK(code_of([&] { files.create_directory(path / "file" / "z"); }) == ENOTDIR);
+  CHECK_THROWS_WITH_AS(
+      files.create_directory(path / "file" / "z" / "zz"),
+      ("cannot create directories below '" + (path / "file").string() + "', which are needed for '" +
+       (path / "file" / "z" / "zz").string() + "' (Not a directory)")
+          .c_str(),
+      FileError);
   CHECK_THROWS_WITH_AS(files.open_file("/no/such/file"),
                        "cannot open '/no/such/file' (No such file or directory)", FileError);
 }

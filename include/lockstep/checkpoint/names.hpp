@@ -34,6 +34,9 @@ std::string to_file_name(std::string_view basename, const CheckpointName& name);
 /// The inverse; nullopt for every other text, however close.
 std::optional<CheckpointName> parse_file_name(std::string_view basename, std::string_view file);
 
+/// True for the name of a checkpoint with any basename.
+bool is_checkpoint_name(std::string_view file);
+
 /// ".NAME.tmp.NONCE": a file on its way to being NAME.
 std::string temporary_name(std::string_view name, std::uint64_t nonce);
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -56,9 +57,9 @@ void init_from_checkpoint(FileSystem& files, const std::filesystem::path& path,
 /// On return all ranks hold the same values. The chief looks at the files by their names, highest step first;
 /// the state file only adds names that a stale view of the directory does not show yet. One that fails is
 /// passed over with a warning that names file and offset, and so is one from a job that had lost the
-/// directory to a later one. After a good one was found, and not before, those that failed are renamed to
-/// NAME.damaged-K, and those that were passed over or are newer than `exact_file` to NAME.superseded-K.
-/// Nothing is ever deleted.
+/// directory to a later one. After a good one was found, and not before, those that are damaged (not those
+/// that could not be read: an error of the disk proves nothing) are renamed to NAME.damaged-K, and those that
+/// were passed over or are newer than `exact_file` to NAME.superseded-K. Nothing is ever deleted.
 ///
 /// Returns nullopt on all ranks, with `state` untouched, when the directory never had a checkpoint or `fresh`
 /// was given. `directory` is null on all ranks but the chief. Throws on all ranks: DataError when there are
@@ -67,5 +68,16 @@ void init_from_checkpoint(FileSystem& files, const std::filesystem::path& path,
 /// code when the directory cannot be read.
 [[nodiscard]] std::optional<Restored> restore_latest(const Communicator& comm, Directory* directory,
                                                      State& state, const RestoreOptions& options = {});
+
+/// As `restore_latest`; where that restores nothing, sets the step to 0, calls `initialize` on every rank,
+/// and gives all ranks the values that the chief then has. Collective; `initialize` throws on all ranks or on
+/// none (what only the chief does can stand in `on_chief`). What was restored, or nullopt.
+std::optional<Restored> restore_or_initialize(const Communicator& comm, Directory* directory, State& state,
+                                              const std::function<void()>& initialize,
+                                              const RestoreOptions& options = {});
+
+/// The second half of it alone: where there are no checkpoints.
+void initialize_state(const Communicator& comm, State& state, const std::function<void()>& initialize,
+                      const std::optional<SharedArenas>& shared_arenas = {});
 
 }  // namespace lockstep

@@ -22,6 +22,9 @@ struct KeepBest {
 /// name ends in "accuracy", the lowest elsewhere. Throws UsageError.
 KeepBest parse_keep_best(std::string_view text);
 
+/// A clock that goes back by no more than this is taken for one that was corrected.
+inline constexpr double kClockStepSeconds = 60;
+
 struct RetentionOptions {
   int max_to_keep = 5;                       ///< 0: all
   double keep_checkpoint_every_n_hours = 0;  ///< 0: none beyond `max_to_keep`
@@ -36,9 +39,10 @@ struct RetentionPlan {
 
 /// Keeps the newest `max_to_keep` checkpoints; beside them the best by `keep_best` (of equal ones the newer),
 /// as long as they are; and of those that would go one for every `keep_checkpoint_every_n_hours` since the
-/// last one kept so (the first ever when that is unknown), which then stays for good. `current`, the one just
-/// saved, always stays. Pure: a function of its arguments alone, so that a restart in between changes
-/// nothing, and a lowered limit holds from the next save on.
+/// last one kept so (the first ever when that is unknown), which then stays for good. So does one that is
+/// older by its time than the last one kept: the clock ran backwards. `current`, the one just saved, always
+/// stays. Pure: a function of its arguments alone, so that a restart in between changes nothing, and a
+/// lowered limit holds from the next save on.
 RetentionPlan plan_retention(const StateFile& state, const std::string& current,
                              const RetentionOptions& options);
 

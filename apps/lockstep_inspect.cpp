@@ -274,6 +274,7 @@ Found examine(Directory& directory, FoundCheckpoint checkpoint) {
   try {
     // With its structure, as a restore would.
     const CheckpointFile file(directory, found.checkpoint.file);
+    file.check_structure();
     if (file.step() != found.checkpoint.name.step) {
       found.problem = fmt::format("holds step {}: it was renamed", file.step());
     } else {
@@ -388,6 +389,7 @@ bool show(FileSystem& files, const std::string& path, const InspectOptions& opti
   if (directory == nullptr) {
     try {
       const CheckpointFile file = open_checkpoint(files, path, Log());
+      if (options.verify) file.check_structure();
       if (options.as_json) {
         documents.push_back(options.verify ? digest_json(file) : file_json(file));
       } else if (options.verify) {

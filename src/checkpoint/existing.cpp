@@ -56,10 +56,11 @@ bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, con
   }
   if (directory && directory->exists(std::string(kLockFileName))) {
     const auto holder = read_lock(*directory);
-    throw EnvironmentError(fmt::format(
-        "{} is not removed: its directory is owned by {}, which deletes by max_to_keep; or, if that is gone, by "
-        "nobody once '{}' is removed",
-        name, holder ? describe(*holder) : "a job whose .lock cannot be read", kLockFileName));
+    throw EnvironmentError(
+        fmt::format("{} is not removed: its directory is owned by {}, which deletes by max_to_keep; or, if "
+                    "that is gone, by "
+                    "nobody once '{}' is removed",
+                    name, holder ? describe(*holder) : "a job whose .lock cannot be read", kLockFileName));
   }
   if (!directory || !directory->exists(name)) {
     log.warn(fmt::format("'{}' is gone already", path.string()));

@@ -210,7 +210,7 @@ CheckpointImage::CheckpointImage(std::vector<Entry> entries) : entries_(std::mov
     if (offsets_[i] > bytes_.size() || entries_[i].bytes() > bytes_.size() - offsets_[i]) {
       throw InternalError(fmt::format("laying out a checkpoint: '{}' is outside of it", entries_[i].path));
     }
-    extents.push_back({entries_[i].path, offsets_[i], entries_[i].bytes()});
+    extents.push_back({entries_[i].path, entries_[i].type, entries_[i].shape, offsets_[i]});
   }
   index_ = build_index(extents);
 }

@@ -165,6 +165,34 @@ class StructureReader {
   std::size_t objects_ = 0;
 };
 
+/// As HDF5 would accept it: names between slashes, none of them special.
+bool is_path(std::string_view path) {
+  if (!path.starts_with('/') || path.find('\0') != std::string_view::npos) return false;
+  for (std::size_t at = 0; at != std::string_view::npos;) {
+    const std::size_t next = path.find('/', at + 1);
+    const std::string_view name = path.substr(at + 1, next == std::string_view::npos ? next : next - at - 1);
+    if (name.empty() || name == "." || name == "..") return false;
+    at = next;
+  }
+  return true;
+}
+
+/// What the index of a verified file says.
+std::vector<Entry> entries_of(VerifiedImage& content, const std::string& name) {
+  std::vector<Entry> entries;
+  auto extents = parse_index(content.index, content.trailer.image_bytes, name);
+  entries.reserve(extents.size());
+  for (Extent& extent : extents) {
+    if (!is_path(extent.path)) {
+      throw DataError(
+          fmt::format("{} is not a checkpoint that is read here: its index has a path that is none", name));
+    }
+    entries.push_back(
+        {std::move(extent.path), extent.type, std::move(extent.shape), content.bytes.data() + extent.offset});
+  }
+  return entries;
+}
+
 constexpr std::string_view kConfigFolder = "/config/";
 
 std::string shown(const Entry& setting) {
@@ -247,7 +275,8 @@ CheckpointFile::CheckpointFile(ReadableFile& file, const std::string& name, cons
 }
 
 void CheckpointFile::read_structure() {
-  entries_ = StructureReader(name_, content_.bytes.bytes()).read();
+  entries_ = content_.index.empty() ? StructureReader(name_, content_.bytes.bytes()).read()
+                                    : entries_of(content_, name_);
   const Entry* step = find("/session/global_step");
   if (step == nullptr) return;
   std::int64_t value = 0;
@@ -259,6 +288,20 @@ void CheckpointFile::read_structure() {
     throw DataError(fmt::format("{} contradicts itself: it holds step {}, its trailer says {}", name_, value,
                                 content_.trailer.step));
   }
+}
+
+void CheckpointFile::check_structure() const {
+  const std::span image(content_.bytes.data(), content_.bytes.size());
+  const std::vector<Entry> found = StructureReader(name_, image).read();
+  const auto same = [](const Entry& left, const Entry& right) {
+    return left.path == right.path && left.type == right.type && left.shape == right.shape &&
+           left.data == right.data;
+  };
+  const auto [here, there] =
+      std::mismatch(entries_.begin(), entries_.end(), found.begin(), found.end(), same);
+  if (here == entries_.end() && there == found.end()) return;
+  throw DataError(fmt::format("{} contradicts itself: its index and its HDF5 structure differ at '{}'", name_,
+                              here != entries_.end() ? here->path : there->path));
 }
 
 const Entry* CheckpointFile::find(std::string_view path) const noexcept {
@@ -278,24 +321,33 @@ void CheckpointFile::read(std::string_view path, std::span<std::byte> bytes) con
 
 std::vector<std::string> restore_into(const CheckpointFile& file, std::span<const Entry> entries,
                                       const std::set<std::string>& allow_change) {
-  std::map<std::string_view, std::pair<const Entry*, const Entry*>> both;
-  for (const Entry& stored : file.entries()) both[stored.path].first = &stored;
-  for (const Entry& wanted : entries) both[wanted.path].second = &wanted;
+  std::vector<const Entry*> by_path;
+  by_path.reserve(entries.size());
+  for (const Entry& wanted : entries) by_path.push_back(&wanted);
+  std::sort(by_path.begin(), by_path.end(),
+            [](const Entry* left, const Entry* right) { return left->path < right->path; });
   Differences differences;
-  for (const auto& [path, pair] : both) {
-    const auto& [stored, wanted] = pair;
-    if (stored == nullptr || wanted == nullptr || !same_kind(*stored, *wanted)) {
-      differences.add(std::string(path), stored, wanted, allow_change);
+  std::vector<std::pair<const Entry*, const Entry*>> copies;  // stored, wanted
+  copies.reserve(entries.size());
+  auto wanted = by_path.begin();
+  const auto& all = file.entries();
+  for (auto stored = all.begin(); stored != all.end() || wanted != by_path.end();) {
+    const bool from_file =
+        stored != all.end() && (wanted == by_path.end() || stored->path <= (*wanted)->path);
+    const bool from_model =
+        wanted != by_path.end() && (stored == all.end() || (*wanted)->path <= stored->path);
+    const Entry* left = from_file ? &*stored : nullptr;
+    const Entry* right = from_model ? *wanted : nullptr;
+    if (left == nullptr || right == nullptr || !same_kind(*left, *right)) {
+      differences.add(left != nullptr ? left->path : right->path, left, right, allow_change);
+    } else if (!left->path.starts_with(kConfigFolder)) {
+      copies.emplace_back(left, right);
     }
+    if (from_file) ++stored;
+    if (from_model) ++wanted;
   }
   differences.throw_if_any(file.name());
-  for (const Entry& wanted : entries) {
-    if (wanted.path.starts_with(kConfigFolder)) continue;
-    const Entry* stored = file.find(wanted.path);
-    if (stored != nullptr && same_kind(*stored, wanted)) {
-      std::memcpy(wanted.data, stored->data, wanted.bytes());
-    }
-  }
+  for (const auto& [from, to] : copies) std::memcpy(to->data, from->data, to->bytes());
   return differences.allowed();
 }
 

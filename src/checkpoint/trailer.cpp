@@ -89,26 +89,61 @@ struct Parsed {
   }
 };
 
+// A record of the index: offset (8 bytes), type (1), dimensions (1), length of the path (2), each dimension
+// (8), the path.
+constexpr std::size_t kRecordBytes = 12;
+constexpr std::size_t kMaxDimensions = 8;
+constexpr std::size_t kMaxExtents = 1'000'000;
+
+/// Takes the next record from `index`; nullopt when it is none.
+std::optional<Extent> take_extent(std::span<const std::byte>& index, std::uint64_t image_bytes) {
+  if (index.size() < kRecordBytes) return std::nullopt;
+  Extent extent;
+  extent.offset = get<std::uint64_t>(index, 0);
+  const auto type = get<std::uint8_t>(index, 8);
+  const std::size_t dimensions = get<std::uint8_t>(index, 9);
+  const std::size_t name = get<std::uint16_t>(index, 10);
+  const std::size_t length = kRecordBytes + dimensions * sizeof(std::int64_t) + name;
+  if (type > static_cast<std::uint8_t>(ElementType::text) || dimensions > kMaxDimensions || name == 0 ||
+      name > kMaxPathLength || length > index.size() || extent.offset > image_bytes) {
+    return std::nullopt;
+  }
+  extent.type = static_cast<ElementType>(type);
+  std::uint64_t bytes = size_in_bytes(extent.type);
+  for (std::size_t i = 0; i < dimensions; ++i) {
+    const auto n = get<std::int64_t>(index, kRecordBytes + i * sizeof(std::int64_t));
+    // Every product is at most the image, so that it cannot wrap.
+    if (n < 1 || static_cast<std::uint64_t>(n) > image_bytes / bytes) return std::nullopt;
+    bytes *= static_cast<std::uint64_t>(n);
+    extent.shape.push_back(n);
+  }
+  if (bytes > image_bytes - extent.offset) return std::nullopt;
+  if (extent.type == ElementType::text && dimensions != 1) return std::nullopt;
+  extent.path.assign(reinterpret_cast<const char*>(index.data()) + length - name, name);
+  index = index.subspan(length);
+  return extent;
+}
+
+std::uint64_t bytes_of(const Extent& extent) {
+  return static_cast<std::uint64_t>(element_count(extent.shape)) * size_in_bytes(extent.type);
+}
+
 /// What lies in a part of the image, in words; empty when the index does not say.
-std::string contents(std::span<const std::byte> index, std::uint64_t offset, std::uint64_t length) {
+std::string contents(std::span<const std::byte> index, std::uint64_t image_bytes, std::uint64_t offset,
+                     std::uint64_t length) {
   constexpr std::size_t kMostNamed = 3;
   std::vector<std::string> names;
   std::size_t more = 0;
-  constexpr std::size_t kFixed = 2 * sizeof(std::uint64_t) + sizeof(std::uint16_t);
-  while (index.size() >= kFixed) {
-    const auto first = get<std::uint64_t>(index, 0);
-    const auto bytes = get<std::uint64_t>(index, sizeof first);
-    const std::size_t name = get<std::uint16_t>(index, 2 * sizeof first);
-    index = index.subspan(kFixed);
-    if (name > index.size() || name > kMaxPathLength) return "";
-    if (first < offset + length && (first >= offset || bytes > offset - first)) {
-      if (names.size() < kMostNamed) {
-        names.emplace_back(reinterpret_cast<const char*>(index.data()), name);
-      } else {
-        ++more;
-      }
+  while (!index.empty()) {
+    auto extent = take_extent(index, image_bytes);
+    if (!extent) return "";
+    if (extent->offset >= offset + length) continue;
+    if (extent->offset < offset && bytes_of(*extent) <= offset - extent->offset) continue;
+    if (names.size() < kMostNamed) {
+      names.push_back(std::move(extent->path));
+    } else {
+      ++more;
     }
-    index = index.subspan(name);
   }
   if (names.empty()) return " (the structure of the file)";
   return fmt::format(" (in '{}'{})", fmt::join(names, "', '"),
@@ -211,7 +246,7 @@ void check_image(ReadableFile& file, const std::string& name, const Parsed& pars
       const std::size_t block = std::min(kBlockBytes, length - i * kBlockBytes);
       fail(name, offset,
            fmt::format("the {} bytes from here{} do not match their checksum", block,
-                       contents(parsed.index(), offset, block)));
+                       contents(parsed.index(), parsed.trailer.image_bytes, offset, block)));
     }
     hasher.update(bytes);
     if (mac) mac->update(bytes);
@@ -238,14 +273,46 @@ std::vector<std::byte> build_index(std::span<const Extent> extents) {
     index.insert(index.end(), bytes, bytes + size);
   };
   for (const Extent& extent : extents) {
-    if (extent.path.size() > kMaxPathLength) throw InternalError("a path is too long for an index");
+    if (extent.path.size() > kMaxPathLength || extent.shape.size() > kMaxDimensions) {
+      throw InternalError("a path or shape is too long for an index");
+    }
+    const auto type = static_cast<std::uint8_t>(extent.type);
+    const auto dimensions = static_cast<std::uint8_t>(extent.shape.size());
     const auto length = static_cast<std::uint16_t>(extent.path.size());
     append(&extent.offset, sizeof extent.offset);
-    append(&extent.bytes, sizeof extent.bytes);
+    append(&type, sizeof type);
+    append(&dimensions, sizeof dimensions);
     append(&length, sizeof length);
+    append(extent.shape.data(), extent.shape.size() * sizeof(std::int64_t));
     append(extent.path.data(), length);
   }
   return index;
+}
+
+std::vector<Extent> parse_index(std::span<const std::byte> index, std::uint64_t image_bytes,
+                                const std::string& name) {
+  std::vector<Extent> extents;
+  const std::size_t size = index.size();
+  while (!index.empty()) {
+    auto extent = take_extent(index, image_bytes);
+    if (!extent || extents.size() == kMaxExtents) {
+      throw DataError(
+          fmt::format("{} is not a checkpoint that is read here: record {} of its index, {} bytes "
+                      "into it, is none",
+                      name, extents.size(), size - index.size()));
+    }
+    extents.push_back(std::move(*extent));
+  }
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& left, const Extent& right) { return left.path < right.path; });
+  const auto twice =
+      std::adjacent_find(extents.begin(), extents.end(),
+                         [](const Extent& left, const Extent& right) { return left.path == right.path; });
+  if (twice != extents.end()) {
+    throw DataError(
+        fmt::format("{} is not a checkpoint that is read here: its index has '{}' twice", name, twice->path));
+  }
+  return extents;
 }
 
 TrailerWriter::TrailerWriter(std::span<const std::byte> index, const MacKey* key) : index_(index) {
@@ -328,7 +395,9 @@ VerifiedImage read_verified(ReadableFile& file, const std::string& name, std::ui
   }
   // Not touched before it is read into: a sparse file that claims a lot costs no memory until it is found
   // out.
-  VerifiedImage result{parsed.trailer, PageBuffer(static_cast<std::size_t>(parsed.trailer.image_bytes))};
+  VerifiedImage result{parsed.trailer,
+                       PageBuffer(static_cast<std::size_t>(parsed.trailer.image_bytes)),
+                       {parsed.index().begin(), parsed.index().end()}};
   check_image(file, name, parsed, key, [&](std::uint64_t offset) { return result.bytes.data() + offset; });
   return result;
 }

@@ -263,15 +263,81 @@ TEST_CASE("damage is told with the tensors that lie there, or as damage of the s
     several = several || error.find(" more)") != std::string::npos;
   }
   CHECK(several);
-  // An index that cannot be understood is no reason to read outside of it.
+  // An index that cannot be understood is no reason to read outside of it, or to guess.
   for (const std::size_t length : {std::size_t{1}, std::size_t{17}, std::size_t{18}, std::size_t{30}}) {
     std::vector<std::byte> broken(image.bytes().begin(), image.bytes().end());
     const std::vector<std::byte> index(length, std::byte{0xff});
     const auto odd = build_trailer(broken, {0, 1, 0}, index);
     broken.insert(broken.end(), odd.begin(), odd.end());
     directory.content(kName) = broken;
-    CHECK_NOTHROW(CheckpointFile(directory, kName));
+    CHECK(error_of([&] { CheckpointFile(directory, kName); }).find("record 0 of its index") !=
+          std::string::npos);
     CHECK(error_with_damage_at(inside_first).find("offset") != std::string::npos);
+  }
+}
+
+TEST_CASE("an index is what was written or refused, whatever is in it, and agrees with the HDF5 structure") {
+  SmallModel model;
+  model.set(42);
+  CheckpointImage image(model.state.entries());
+  CHECK(image.snapshot() == nullptr);
+  MemoryDirectory directory;
+  const auto write = [&](std::span<const std::byte> index) {
+    std::vector<std::byte> bytes(image.bytes().begin(), image.bytes().end());
+    const auto trailer = build_trailer(bytes, {42, 1, 0}, index);
+    bytes.insert(bytes.end(), trailer.begin(), trailer.end());
+    if (directory.exists(kName)) directory.remove(kName);
+    write_plain(directory, kName, bytes);
+  };
+  const auto size = std::uint64_t{image.bytes().size()};
+  auto extents = parse_index(image.index(), size, kName);
+  CHECK(extents.size() == model.state.entries().size());
+  CHECK(parse_index(build_index(extents), size, kName) == extents);
+  write(image.index());
+  const CheckpointFile good(directory, kName);
+  CHECK_NOTHROW(good.check_structure());
+  CHECK(good.digest() == model.digest());
+  write({});
+  const CheckpointFile without(directory, kName);  // by its HDF5 structure
+  CHECK(without.digest() == model.digest());
+  CHECK_NOTHROW(without.check_structure());
+
+  // Every byte of it changed in every bit, in a file that is signed all the same: nothing is read outside of
+  // the image (a sanitizer would tell), and what differs from the structure is found.
+  std::size_t refused = 0;
+  std::size_t contradicting = 0;
+  std::vector<std::byte> index(image.index().begin(), image.index().end());
+  for (std::size_t at = 0; at < index.size(); ++at) {
+    const std::byte before = index[at];
+    for (int bit = 0; bit < 8; ++bit) {
+      index[at] = before ^ std::byte(1 << bit);
+      write(index);
+      try {
+        const CheckpointFile file(directory, kName);
+        static_cast<void>(file.digest());
+        file.check_structure();
+        FAIL_CHECK("byte " << at << " of the index changed, and nobody minds");
+      } catch (const DataError& error) {
+        ++(std::string(error.what()).find("contradicts itself") != std::string::npos ? contradicting
+                                                                                     : refused);
+      }
+    }
+    index[at] = before;
+  }
+  CHECK(refused > 1000);
+  CHECK(contradicting > 1000);
+  for (std::size_t length = 1; length < index.size(); ++length) {
+    write(std::span(index).first(length));
+    CHECK_FALSE(error_of([&] { CheckpointFile(directory, kName).check_structure(); }).empty());
+  }
+  extents.push_back(extents.front());
+  write(build_index(extents));
+  CHECK(error_of([&] { CheckpointFile(directory, kName); }).find("twice") != std::string::npos);
+  for (const char* path : {"model", "/model//x", "/model/../x", "/", "/x/", "/./x"}) {
+    extents.back().path = path;
+    write(build_index(extents));
+    CHECK(error_of([&] { CheckpointFile(directory, kName); }).find("a path that is none") !=
+          std::string::npos);
   }
 }
 

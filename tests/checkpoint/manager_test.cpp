@@ -156,7 +156,8 @@ TEST_CASE("a directory is made with its parents, or the error names the one that
     files.create_directory(blocked);
     FAIL("made a directory below a file");
   } catch (const FileError& error) {
-    CHECK(std::string(error.what()).find("below '" + (path / name_of(1)).string() + "'") != std::string::npos);
+    CHECK(std::string(error.what()).find("below '" + (path / name_of(1)).string() + "'") !=
+          std::string::npos);
     CHECK(error.path() == blocked);
   }
 }
@@ -190,7 +191,8 @@ TEST_CASE("a directory that was copied, and one that was moved, restore where th
 }
 
 // TF: CheckpointState.testRelPath, CheckpointState.testRelativePath
-TEST_CASE("a directory may be named by a relative path, and stays the same when the working directory changes") {
+TEST_CASE(
+    "a directory may be named by a relative path, and stays the same when the working directory changes") {
   const Scratch scratch;
   PosixFileSystem files;
   std::filesystem::current_path(scratch.path());
@@ -300,7 +302,8 @@ TEST_CASE("a clock that runs backwards deletes nothing that hours would have kep
 }
 
 // TF: CheckpointManager.testCustomCheckpointPrefix
-TEST_CASE("checkpoints may have another basename, and a run never starts anew beside some of another in silence") {
+TEST_CASE(
+    "checkpoints may have another basename, and a run never starts anew beside some of another in silence") {
   const auto directory = std::make_shared<MemoryDirectory>();
   Job job(directory, {.max_to_keep = 2, .basename = "big-model"});
   for (const int step : {1, 2, 3}) CHECK(job.save(step).ok());
@@ -316,8 +319,9 @@ TEST_CASE("checkpoints may have another basename, and a run never starts anew be
     static_cast<void>(other.restore());
     FAIL("started anew");
   } catch (const DataError& error) {
-    CHECK(std::string(error.what()).find("such as big-model-00000002.h5, and none with the basename 'ckpt'") !=
-          std::string::npos);
+    CHECK(
+        std::string(error.what()).find("such as big-model-00000002.h5, and none with the basename 'ckpt'") !=
+        std::string::npos);
   }
   CHECK_FALSE(other.restore({.fresh = true}));
   CHECK(steps_in(*directory, "big-model") == Steps{2, 3});
@@ -331,8 +335,8 @@ TEST_CASE("what is there is restored, else all ranks get what the chief initiali
     SimulatedWorld{.ranks = 3, .seed = 4}.run([&](const Communicator& world) {
       SmallModel model;
       model.set(99);
-      const auto restored = restore_or_initialize(
-          world, world.is_chief() ? directory.get() : nullptr, model.state, [&] {
+      const auto restored =
+          restore_or_initialize(world, world.is_chief() ? directory.get() : nullptr, model.state, [&] {
             ++calls;
             if (!world.is_chief()) return;
             model.set(7);

@@ -19,10 +19,10 @@ bool checkpoint_exists(FileSystem& files, const std::filesystem::path& path);
 /// (tf.train.get_checkpoint_mtimes). nullopt when it does not exist in the sense above. Throws as above.
 std::optional<double> checkpoint_time(FileSystem& files, const std::filesystem::path& path);
 
-/// Removes a checkpoint, good or not, from its directory and from the state file (tf.train.remove_checkpoint);
-/// durable on return. One that is gone already is a warning in `log`. False when there was nothing to remove.
-/// Throws UsageError for what has no name of a checkpoint, EnvironmentError when a job owns the directory
-/// (it deletes by `max_to_keep`), and FileError.
+/// Removes a checkpoint, good or not, from its directory and from the state file
+/// (tf.train.remove_checkpoint); durable on return. One that is gone already is a warning in `log`. False
+/// when there was nothing to remove. Throws UsageError for what has no name of a checkpoint, EnvironmentError
+/// when a job owns the directory (it deletes by `max_to_keep`), and FileError.
 bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, const Log& log = {});
 
 }  // namespace lockstep

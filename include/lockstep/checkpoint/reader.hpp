@@ -15,9 +15,10 @@
 
 namespace lockstep {
 
-/// A checkpoint of which every byte was verified before HDF5 saw one, and whose structure holds nothing but
-/// plain folders and tensors inside the file. HDF5 reads only its structure; values come from the verified
-/// memory.
+/// A checkpoint of which every byte was verified before anything was read from it. What it holds is in the
+/// index of its trailer, as our writer leaves it; HDF5 then sees nothing at all. Where there is no index HDF5
+/// reads the structure of the verified image, which is refused if it holds anything but plain folders and
+/// tensors inside the file. Values come from the verified memory.
 ///
 /// Local. Holds the whole file in memory.
 class CheckpointFile {
@@ -43,6 +44,10 @@ class CheckpointFile {
 
   /// Copies the values of an entry. Throws InternalError when there is none or `bytes` has another size.
   void read(std::string_view path, std::span<std::byte> bytes) const;
+
+  /// Lets HDF5 read the structure, whose rules then hold for this file as well, and compares: what other
+  /// programs find in the file is what is read here. Throws DataError.
+  void check_structure() const;
 
   /// As `content_digest` of the state that was saved. `prefix` picks a part ("/model/").
   Digest digest(std::string_view prefix = "/") const { return content_digest(entries_, prefix); }

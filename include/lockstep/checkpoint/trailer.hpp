@@ -12,6 +12,7 @@
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/mac.hpp>
 #include <lockstep/base/page_buffer.hpp>
+#include <lockstep/state/entry.hpp>
 
 namespace lockstep {
 
@@ -46,15 +47,24 @@ struct Trailer : Stamp {
   bool is_signed = false;         ///< with a key; see MacKey
 };
 
-/// Where in an image the values of an entry lie.
+/// Where in an image the values of an entry lie, and what they are.
 struct Extent {
   std::string path;
+  ElementType type = ElementType::f32;
+  Shape shape = {};
   std::uint64_t offset = 0;
-  std::uint64_t bytes = 0;
+
+  friend bool operator==(const Extent&, const Extent&) = default;
 };
 
-/// The bytes of an index: of use when the image is damaged and nothing else says what was where.
+/// The bytes of an index: what an image holds, for those who would not let HDF5 look for it.
 std::vector<std::byte> build_index(std::span<const Extent> extents);
+
+/// The inverse, for any bytes at all. Nothing is allocated by what they claim. `name` is for messages. Throws
+/// DataError for what `build_index` does not make, for values outside an image of `image_bytes`, and for a
+/// path that is given twice.
+std::vector<Extent> parse_index(std::span<const std::byte> index, std::uint64_t image_bytes,
+                                const std::string& name);
 
 /// Builds a trailer while the image passes by. Not thread-safe.
 class TrailerWriter {
@@ -95,6 +105,7 @@ Trailer verify_file(ReadableFile& file, const std::string& name, const MacKey* k
 struct VerifiedImage {
   Trailer trailer;
   PageBuffer bytes;
+  std::vector<std::byte> index;  ///< verified as well, and not yet understood
 
   std::span<const std::byte> image() const noexcept { return bytes.bytes(); }
 };

@@ -2,6 +2,8 @@
 #include <cerrno>
 #include <ctime>
 #include <exception>
+#include <limits>
+#include <stdexcept>
 #include <utility>
 
 #include <fmt/chrono.h>
@@ -41,15 +43,26 @@ std::string to_json(const LockHolder& holder) {
 std::optional<LockHolder> parse(const std::string& text) {
   try {
     const json document = json::parse(text);
+    // The library would convert any number, and one that does not fit into anything.
+    const auto whole = [&](const char* key) -> const json& {
+      const json& number = document.at(key);
+      if (!number.is_number_integer()) throw std::runtime_error("not a whole number");
+      return number;
+    };
+    const auto count = [&](const char* key) -> const json& {
+      const json& number = document.at(key);
+      if (!number.is_number_unsigned()) throw std::runtime_error("not a count");
+      return number;
+    };
     LockHolder holder;
     holder.host = document.at("host").get<std::string>();
     holder.boot_id = document.at("boot_id").get<std::string>();
-    holder.pid = document.at("pid").get<std::int64_t>();
-    holder.start_time = document.at("start_time").get<std::uint64_t>();
+    holder.pid = whole("pid").get<std::int64_t>();
+    holder.start_time = count("start_time").get<std::uint64_t>();
     holder.job = document.at("job").get<std::string>();
-    holder.restarts = document.at("restarts").get<std::int64_t>();
+    holder.restarts = whole("restarts").get<std::int64_t>();
     holder.since = document.at("since").get<double>();
-    holder.token = document.at("token").get<std::uint64_t>();
+    holder.token = count("token").get<std::uint64_t>();
     holder.nonce = document.at("nonce").get<std::string>();
     return holder;
   } catch (const std::exception&) {
@@ -306,6 +319,12 @@ std::uint64_t DirectoryLock::next_token(const std::optional<LockHolder>& previou
     } catch (const Error&) {
       // Not a whole checkpoint: says nothing about tokens.
     }
+  }
+  if (largest == std::numeric_limits<std::uint64_t>::max()) {
+    throw EnvironmentError(fmt::format(
+        "the lock or a checkpoint in '{}' has the largest fencing token there is, which no job gives "
+        "itself; remove the file, or take another directory",
+        directory_->path().string()));
   }
   return largest + 1;
 }

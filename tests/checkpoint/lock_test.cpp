@@ -1,4 +1,5 @@
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -225,10 +226,16 @@ TEST_CASE("an earlier run of the same batch job is followed at once, another job
   CHECK(waits("", 0, 1));
 }
 
+/// All is there, and the token is more than 64 bits hold.
+constexpr const char* kTokenTooLarge =
+    R"({"host":"n1","boot_id":"b","pid":1,"start_time":1,"job":"","restarts":0,"since":0,"nonce":"x",
+        "token":18446744173709551615})";
+
 TEST_CASE("a lock of garbage is treated as one of an unknown host") {
   Scene scene;
   FakeIdentity me(scene.world, "n1", 10);
-  for (const char* text : {"", "{", "[1,2]", "{\"host\": 5}", "{\"host\":\"n1\",\"pid\":-1}"}) {
+  for (const char* text :
+       {"", "{", "[1,2]", "{\"host\": 5}", "{\"host\":\"n1\",\"pid\":-1}", kTokenTooLarge}) {
     const auto bytes = std::as_bytes(std::span(text, std::string_view(text).size()));
     if (scene.directory->exists(".lock")) scene.directory->remove(".lock");
     scene.directory->create(".lock")->write(bytes);
@@ -254,6 +261,15 @@ TEST_CASE("a token is larger than that of every checkpoint, also when the lock w
   FakeIdentity me(scene.world, "n1", 10);
   CHECK(Job(scene.directory, {}, 41).save_as_owner(3).ok());
   CHECK(scene.lock(me)->token() == 42);
+}
+
+TEST_CASE("after the largest token there is no next one: refused, and nothing is changed") {
+  Scene scene;
+  FakeIdentity me(scene.world, "n1", 10);
+  CHECK(Job(scene.directory, {}, std::numeric_limits<std::uint64_t>::max()).save_as_owner(3).ok());
+  const auto before = scene.directory->list().size();
+  CHECK(refusal([&] { scene.lock(me); }).find("largest fencing token") != std::string::npos);
+  CHECK(scene.directory->list().size() == before);
 }
 
 TEST_CASE("the claim of a newcomer that died on the way does not block the next") {

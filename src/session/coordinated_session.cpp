@@ -11,10 +11,21 @@ namespace lockstep {
 namespace {
 
 std::unique_ptr<CreatedSession> create(SessionCreator& creator) {
-  std::unique_ptr<RawSession> raw = creator.create_session();
-  if (dynamic_cast<CreatedSession*>(raw.get()) == nullptr) {
-    throw UsageError("create_session() must return what SessionCreator::create_session made");
+  std::unique_ptr<RawSession> raw;
+  Failure failure;
+  try {
+    raw = creator.create_session();
+    if (dynamic_cast<CreatedSession*>(raw.get()) == nullptr) {
+      throw UsageError("create_session() must return what SessionCreator::create_session made");
+    }
+  } catch (const AgreedFailure&) {
+    throw;
+  } catch (const DeadlineExceeded&) {
+    throw;  // whoever is missing cannot agree
+  } catch (...) {
+    failure = current_failure("", creator.ground().state.global_step());
   }
+  agree(creator.ground().start, failure);
   return std::unique_ptr<CreatedSession>(static_cast<CreatedSession*>(raw.release()));
 }
 
@@ -46,14 +57,14 @@ CoordinatedSession::~CoordinatedSession() {
   }
 }
 
-void CoordinatedSession::end() {
+void CoordinatedSession::end(bool forgives) {
   Failure failure = hooked_.end(grace_);
   stopped_ = true;
   coordinator_.request_stop("the session ends");
   try {
     coordinator_.join(grace_, true);
   } catch (...) {
-    if (!failure) {
+    if (!failure && !(forgives && is_aborted(std::current_exception()))) {
       const std::string thread = coordinator_.failed_thread();
       failure = current_failure(thread.empty() ? "a thread" : fmt::format("thread '{}'", thread),
                                 ground_.state.global_step());

@@ -24,8 +24,9 @@ class CoordinatedSession {
   CoordinatedSession& operator=(const CoordinatedSession&) = delete;
 
   /// After all ranks have agreed to close: ends the hooks, makes the final save and stops the threads. Throws
-  /// AgreedFailure; the session has ended all the same. Collective.
-  void end();
+  /// AgreedFailure; the session has ended all the same. `forgives`: not for threads that were lost.
+  /// Collective.
+  void end(bool forgives);
 
   /// Asks the threads to stop and gives them the grace period. What they report, and which of them live on,
   /// is logged. Local.

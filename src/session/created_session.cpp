@@ -30,8 +30,8 @@ CreatedSession::CreatedSession(SessionGround& ground) : ground_(ground), state_(
       make_reducer(ground.config.reduction, *ground.topology, state_.parameter_elements(), micro_batches_);
 }
 
-void CreatedSession::begin_step(Speaker* speaker, const Feeds& feeds) {
-  speaker_ = speaker;
+void CreatedSession::begin_step(Voice voice, const Feeds& feeds) {
+  voice_ = voice;
   feeds_ = feeds;
   ballot_ = Tally(rank());
   ballot_sent_ = false;
@@ -67,7 +67,8 @@ void CreatedSession::set_ballot_values(const StepValues& values) {
 /// use one shape, or their messages between nodes do not fit: so once a session reduces, ballots of errors,
 /// of ends and of the close have that shape, too.
 void CreatedSession::send_ballot(bool with_sum) {
-  if (speaker_ != nullptr) speaker_->speak(ballot_);
+  if (owner_ != nullptr && voice_ == Voice::full) owner_->speak(ballot_);
+  if (owner_ != nullptr && voice_ == Voice::between) owner_->speak_between(ballot_);
   if (!abstains_) ballot_.set_micro_batches(micro_batches_done_);
   ballot_sent_ = true;
   const auto phase = ground_.trace.phase("reduce");
@@ -88,8 +89,10 @@ void CreatedSession::fail_in_disagreement() const {
 }
 
 void CreatedSession::agree_on_failure() const {
+  // What a rank throws since a thread was lost says less than the loss, which can be recovered from.
+  const Failure lost = failure_ && owner_ != nullptr ? owner_->lost_thread() : Failure();
   try {
-    agree(ground_.comm, failure_);
+    agree(ground_.comm, lost ? lost : failure_);
   } catch (AgreedFailure& failure) {
     // Ranks that close cannot take part in a recovery.
     if (tally_.anyone_says(Says::closing)) failure.recoverable = false;
@@ -135,7 +138,7 @@ CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool cou
 }
 
 void CreatedSession::tell_late(Failure failure) {
-  begin_step(nullptr);
+  begin_step(Voice::none);
   failure_ = std::move(failure);
   StepValues none;
   complete_step(none, false);
@@ -143,15 +146,15 @@ void CreatedSession::tell_late(Failure failure) {
 }
 
 CreatedSession::Ended CreatedSession::tell_late_end(std::string reason) {
-  begin_step(nullptr);
+  begin_step(Voice::none);
   end_ = std::move(reason);
   StepValues none;
   return complete_step(none, false);
 }
 
-void CreatedSession::agree_to_close(Speaker* speaker) {
+void CreatedSession::agree_to_close() {
   for (;;) {
-    begin_step(speaker);
+    begin_step(Voice::full);
     ballot_.say(Says::closing);
     ballot_.set_values({}, kClosing);
     send_ballot(reduces_);
@@ -174,12 +177,13 @@ void CreatedSession::spoil_my_slice() {
 StepValues CreatedSession::run(const Step& step) {
   StepValues values;
   try {
-    begin_step(nullptr);
+    begin_step(Voice::between);
     attempt([&] { values = step(*this); }, [] { return std::string("a step without hooks"); });
     const Ended ended = complete_step(values, false);
+    if (owner_ != nullptr) owner_->hear_between(ended, tally_);
     if (failure_) tell_late(failure_);
     if (!ended.ran) {
-      ended_ = ended;
+      ended_ = true;
       throw EndOfInput(ended.reason);
     }
   } catch (const AgreedFailure& failure) {
@@ -192,10 +196,10 @@ StepValues CreatedSession::run(const Step& step) {
   return values;
 }
 
-std::optional<CreatedSession::Ended> CreatedSession::take_news() {
+bool CreatedSession::take_news() {
   if (lost_) std::rethrow_exception(lost_);
   if (failed_) throw AgreedFailure(*std::exchange(failed_, std::nullopt));
-  return std::exchange(ended_, std::nullopt);
+  return std::exchange(ended_, false);
 }
 
 std::span<const float> CreatedSession::reduce(std::span<const float> gradients, StepValues& local) {

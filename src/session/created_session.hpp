@@ -35,15 +35,35 @@ class CreatedSession final : public RawSession, public StepContext {
   const Reducer& reducer() const noexcept { return *reducer_; }
   const Tally& tally() const noexcept { return tally_; }
 
-  /// Adds to a ballot what is not known before it leaves.
-  class Speaker {
-   public:
-    virtual ~Speaker() = default;
-    virtual void speak(Tally& ballot) = 0;
+  /// How a step ended, the same on all ranks.
+  struct Ended {
+    bool ran = true;     ///< false: dropped, since the input ended
+    std::string reason;  ///< of an end
+    int rank = 0;        ///< that told the end first, or StopCause::kAll
   };
 
-  /// `speaker` may be null. Local.
-  void begin_step(Speaker* speaker, const Feeds& feeds = {});
+  /// Whoever the steps are for: adds to a ballot what is not known before it leaves.
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    virtual void speak(Tally& ballot) = 0;
+
+    /// The same in a step without hooks; and what came of that, unless it failed. Collective.
+    virtual void speak_between(Tally& ballot) = 0;
+    virtual void hear_between(const Ended& ended, const Tally& tally) = 0;
+
+    /// A thread of this rank that was lost. A step that fails then fails for that, whatever it threw.
+    virtual Failure lost_thread() const = 0;
+  };
+
+  /// Who that is; until then nobody.
+  void set_owner(Owner& owner) noexcept { owner_ = &owner; }
+
+  /// What the ballot of a step says beside how the step went.
+  enum class Voice { none, between, full };
+
+  /// Local.
+  void begin_step(Voice voice, const Feeds& feeds = {});
 
   Feeds& feeds() noexcept { return feeds_; }
 
@@ -63,13 +83,6 @@ class CreatedSession final : public RawSession, public StepContext {
     if (lost_) std::rethrow_exception(lost_);
   }
 
-  /// How a step ended, the same on all ranks.
-  struct Ended {
-    bool ran = true;     ///< false: dropped, since the input ended
-    std::string reason;  ///< of an end
-    int rank = 0;        ///< that told the end first, or StopCause::kAll
-  };
-
   /// Brings the step to a state in which all ranks know how it went; the values become the reduced ones, and
   /// the global step moves on if it `counts`. Throws AgreedFailure if any rank failed before the ballots.
   /// Collective.
@@ -84,12 +97,12 @@ class CreatedSession final : public RawSession, public StepContext {
   [[noreturn]] void tell_late(Failure failure);
   Ended tell_late_end(std::string reason);
 
-  /// What steps without hooks brought that whoever called for them must heed: a failure or a lost rank, which
-  /// is thrown, or an end.
-  std::optional<Ended> take_news();
+  /// What steps without hooks threw at whoever called for them, whatever became of it there: throws a failure
+  /// or a lost rank, and returns true for an end of input.
+  bool take_news();
 
   /// A ballot of ranks that close. On return all do. Throws AgreedFailure. Collective.
-  void agree_to_close(Speaker* speaker);
+  void agree_to_close();
 
   // RawSession
   State& state() override { return state_; }
@@ -143,10 +156,11 @@ class CreatedSession final : public RawSession, public StepContext {
   std::unique_ptr<Reducer> reducer_;
   std::int64_t micro_batches_ = 0;  ///< of a step, over all ranks
   std::optional<Restored> restored_;
+  Owner* owner_ = nullptr;
   bool reduces_ = false;  ///< the last step reduced gradients; before the first, a guess
 
   // Of the step under way.
-  Speaker* speaker_ = nullptr;
+  Voice voice_ = Voice::none;
   Feeds feeds_;
   Tally ballot_;
   Tally tally_;
@@ -159,7 +173,7 @@ class CreatedSession final : public RawSession, public StepContext {
   std::exception_ptr lost_;         ///< a wait reached its limit
 
   // Of steps without hooks.
-  std::optional<Ended> ended_;
+  bool ended_ = false;
   std::optional<AgreedFailure> failed_;
 };
 

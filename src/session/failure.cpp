@@ -87,8 +87,8 @@ bool is_ours(const std::exception_ptr& error) {
 }  // namespace
 
 std::string describe(const AgreedFailure& failure) {
-  return fmt::format("rank {} failed at step {} in {}: {}", failure.rank, failure.step, failure.phase,
-                     failure.message);
+  return fmt::format("rank {} failed at step {}{}{}: {}", failure.rank, failure.step,
+                     failure.phase.empty() ? "" : " in ", failure.phase, failure.message);
 }
 
 Failure current_failure(std::string phase, std::int64_t step) {
@@ -99,6 +99,17 @@ Failure current_failure(std::string phase, std::int64_t step) {
   } catch (...) {
     return {std::make_exception_ptr(TrainingError("an exception of an unknown type")), std::move(phase),
             step};
+  }
+}
+
+bool is_aborted(const std::exception_ptr& error) {
+  if (!error) return false;
+  try {
+    std::rethrow_exception(error);
+  } catch (const AbortedError&) {
+    return true;
+  } catch (...) {
+    return false;
   }
 }
 

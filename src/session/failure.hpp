@@ -36,6 +36,9 @@ std::string describe(const AgreedFailure& failure);
 /// The exception being handled, as one that can be told to other ranks.
 Failure current_failure(std::string phase, std::int64_t step);
 
+/// Whether it is an AbortedError. Null: no.
+bool is_aborted(const std::exception_ptr& error);
+
 /// Throws AgreedFailure on all ranks if any rank has a failure: that of the lowest rank whose failure cannot
 /// be recovered from, else of the lowest. Its text is that of the rank, with the rank in front unless it is
 /// the chief; an exception whose type is not of this library is thrown as it was where it was thrown first,

@@ -21,7 +21,7 @@ class HookedSession::StepFn final : public StepFnContext {
   RawSession& session() override { return *hooked_.session_; }
 
   StepValues run_with_hooks(const RawSession::Step& step, const Feeds& feeds) override {
-    if (hooked_.stopping()) {
+    if (hooked_.stopping() && !hooked_.heard_between_) {
       throw UsageError("run_with_hooks() although should_stop() is true; return from the step function");
     }
     try {
@@ -107,6 +107,7 @@ void HookedSession::find_saver() {
 void HookedSession::open(CreatedSession& session, Coordinator& coordinator,
                          const std::function<void()>& ready) {
   session_ = &session;
+  session_->set_owner(*this);
   coordinator_ = &coordinator;
   attach_saver();
   open_summaries();
@@ -212,7 +213,7 @@ void HookedSession::deliver_gathered(Failure& failure) {
 StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) {
   CreatedSession& session = *session_;
   StepValues values;
-  session.begin_step(this, feeds);
+  session.begin_step(CreatedSession::Voice::full, feeds);
   session.attempt(
       [&] {
         phase_ = "before_run";
@@ -229,7 +230,9 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
   const CreatedSession::Ended ended = session.complete_step(values, true);
   if (!ended.ran) heed_end(ended);
   heed(session.tally());
+  heard_between_ = false;
   Failure failure = session.late_failure();
+  std::optional<std::string> end;
   // Even if this rank has failed since its ballot left: the others do not know and wait for its texts.
   if (ended.ran) deliver_gathered(failure);
   if (ended.ran && !failure) {
@@ -239,6 +242,8 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
       for (SessionRunHook* hook : after_run_order_) {
         call(*hook, [&] { hook->after_run(*this, run_values); });
       }
+    } catch (const EndOfInput& error) {
+      end = error.what();
     } catch (...) {
       failure = current_failure(phase(), global_step());
     }
@@ -246,12 +251,14 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
     phase_ = "the program";
   }
   if (failure) session.tell_late(failure);
+  if (end) tell_late_end(*end);
   return ended.ran ? values : StepValues();
 }
 
 void HookedSession::run_step_fn(const std::function<void(StepFnContext&)>& step_fn) {
   CreatedSession& session = *session_;
   StepFn context(*this);
+  heard_between_ = false;
   Failure failure;
   std::optional<std::string> end;
   phase_ = "the step function";
@@ -267,16 +274,28 @@ void HookedSession::run_step_fn(const std::function<void(StepFnContext&)>& step_
   // First what all ranks know already.
   if (context.lost) std::rethrow_exception(context.lost);
   if (context.failed) throw AgreedFailure(*context.failed);
-  if (const auto ended = session.take_news()) {
-    heed_end(*ended);
-    end.reset();
-  }
+  if (session.take_news()) end.reset();
   if (failure) session.tell_late(failure);
-  if (end && !(stopping_ && !context.asked)) heed_end(session.tell_late_end(*end));
+  // Whoever heard the stop from a step with hooks runs no other.
+  if (end && (!stopping_ || heard_between_ || context.asked)) tell_late_end(*end);
 }
 
 /// Adds what is not known before the ballot leaves: signals, timers, wishes, threads that failed.
 void HookedSession::speak(Tally& ballot) {
+  speak_between(ballot);
+  if (wants_save_) ballot.say(Says::save);
+  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty())) return;
+  const Seconds now = ground_.config.clock->now();
+  for (std::size_t i = 0; i < timers_.size(); ++i) {
+    if (timers_[i]->seconds_passed(now)) ballot.set_timer(static_cast<int>(i));
+  }
+  for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
+    if (chief_timers_[i]->seconds_passed(now)) ballot.set_timer(kMaxTimers - 1 - static_cast<int>(i));
+  }
+}
+
+/// Of these whatever ends the run: a step function may never run a step with hooks.
+void HookedSession::speak_between(Tally& ballot) {
   const SessionConfig& config = ground_.config;
   if (const auto signal = config.signals->received()) ballot.set_signal(*signal);
   if (coordinator_->should_stop()) {
@@ -288,20 +307,24 @@ void HookedSession::speak(Tally& ballot) {
     }
   }
   if (!wish_.empty()) ballot.say(Says::stop);
-  if (wants_save_) ballot.say(Says::save);
-  if (!ground_.comm.is_chief() || (timers_.empty() && chief_timers_.empty() && !time_limit_)) return;
-  const Seconds now = config.clock->now();
-  for (std::size_t i = 0; i < timers_.size(); ++i) {
-    if (timers_[i]->seconds_passed(now)) ballot.set_timer(static_cast<int>(i));
-  }
-  for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
-    if (chief_timers_[i]->seconds_passed(now)) ballot.set_timer(kMaxTimers - 1 - static_cast<int>(i));
-  }
-  if (time_limit_ && time_limit_->reached(now, saver_ ? saver_->slow_save() : Seconds{0})) {
+  if (time_limit_ && time_limit_->reached(config.clock->now(), saver_ ? saver_->slow_save() : Seconds{0})) {
     if (!out_of_time_) ground_.log.info(time_limit_->describe());
     out_of_time_ = true;
     ballot.say(Says::stop);
   }
+}
+
+/// What the step function still does, it does.
+void HookedSession::hear_between(const CreatedSession::Ended& ended, const Tally& tally) {
+  if (!ended.ran) heed_end(ended);
+  heed_stops(tally);
+  heard_between_ = stopping_;
+}
+
+/// The others are in a step, or close; what they do with its tally is done here, too.
+void HookedSession::tell_late_end(std::string reason) {
+  heed_end(session_->tell_late_end(std::move(reason)));
+  heed(session_->tally());
 }
 
 void HookedSession::heed_end(const CreatedSession::Ended& ended) {
@@ -320,6 +343,12 @@ void HookedSession::heed(const Tally& tally) {
     chief_timers_[i]->agree(tally.timer(kMaxTimers - 1 - static_cast<int>(i)));
   }
   if (tally.anyone_says(Says::save)) wants_save_ = false;
+  heed_stops(tally);
+}
+
+void HookedSession::heed_stops(const Tally& tally) {
+  // Ranks that close hear nothing before all do.
+  if (tally.anyone_says(Says::closing)) return;
   if (tally.anyone_says(Says::signal)) {
     const int who = tally.first_rank(Says::signal);
     set_stopping({.reason = fmt::format("{} on rank {}", signal_name(tally.signal()), who),
@@ -349,6 +378,11 @@ void HookedSession::heed(const Tally& tally) {
       stop_for_error(failure);
     }
   }
+}
+
+Failure HookedSession::lost_thread() const {
+  Failure failure = thread_failure_here();
+  return is_aborted(failure.error) ? failure : Failure();
 }
 
 Failure HookedSession::thread_failure_here() const {

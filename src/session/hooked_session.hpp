@@ -22,7 +22,7 @@ namespace lockstep {
 
 /// The hooks around the steps, and what they and the program have asked for. Lives through all recoveries:
 /// `open` binds it to a session that was just made.
-class HookedSession final : public RunContext, public CreatedSession::Speaker {
+class HookedSession final : public RunContext, public CreatedSession::Owner {
  public:
   using Hooks = std::vector<std::shared_ptr<SessionRunHook>>;
 
@@ -92,8 +92,11 @@ class HookedSession final : public RunContext, public CreatedSession::Speaker {
   }
   Coordinator& coordinator() override;
 
-  // CreatedSession::Speaker
+  // CreatedSession::Owner
   void speak(Tally& ballot) override;
+  void speak_between(Tally& ballot) override;
+  void hear_between(const CreatedSession::Ended& ended, const Tally& tally) override;
+  Failure lost_thread() const override;
 
  private:
   class StepFn;
@@ -103,10 +106,12 @@ class HookedSession final : public RunContext, public CreatedSession::Speaker {
   void set_time_limit();
   void open_summaries();
   void heed(const Tally& tally);
+  void heed_stops(const Tally& tally);
   void deliver_gathered(Failure& failure);
   template <class Work>
   void call(SessionRunHook& hook, Work&& work);
   void heed_end(const CreatedSession::Ended& ended);
+  void tell_late_end(std::string reason);
   std::string phase() const;
   Failure thread_failure_here() const;
 
@@ -137,6 +142,7 @@ class HookedSession final : public RunContext, public CreatedSession::Speaker {
   std::optional<AgreedFailure> thread_failure_;
 
   bool stopping_ = false;
+  bool heard_between_ = false;  ///< the stop was heard in a step without hooks of the step function under way
   StopCause cause_;
 };
 

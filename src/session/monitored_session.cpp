@@ -1,6 +1,7 @@
 #include <exception>
 #include <utility>
 
+#include <lockstep/base/error.hpp>
 #include <lockstep/session/monitored_session.hpp>
 
 #include "recoverable_session.hpp"
@@ -86,8 +87,10 @@ const std::string& MonitoredSession::restored_from() const noexcept {
   return session_->restored_from();
 }
 
-const Reducer& MonitoredSession::reducer() const noexcept {
-  return session_->created()->reducer();
+const Reducer& MonitoredSession::reducer() const {
+  const CreatedSession* created = session_->created();
+  if (created == nullptr) throw UsageError("the session is closed");
+  return created->reducer();
 }
 
 const Topology& MonitoredSession::topology() const noexcept {

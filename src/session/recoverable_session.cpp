@@ -154,7 +154,7 @@ StepValues RecoverableSession::run(const RawSession::Step& step, const Feeds& fe
     heed_threads();
   } catch (const AgreedFailure& failure) {
     fail(failure);
-  } catch (const DeadlineExceeded&) {
+  } catch (...) {
     closed_ = true;
     throw;
   }
@@ -169,7 +169,7 @@ void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& 
     heed_threads();
   } catch (const AgreedFailure& failure) {
     fail(failure);
-  } catch (const DeadlineExceeded&) {
+  } catch (...) {
     closed_ = true;
     throw;
   }
@@ -180,7 +180,8 @@ void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& 
 void RecoverableSession::heed_threads() {
   const auto failure = hooked_.take_thread_failure();
   if (!failure || !recovers_ || !failure->recoverable) return;
-  if (recoveries_ >= ground_.config.max_recoveries) return;
+  gave_up_ = recoveries_ >= ground_.config.max_recoveries;
+  if (gave_up_) return;
   recover(*failure);
   again_while_aborted([] {});
 }
@@ -198,10 +199,16 @@ void RecoverableSession::close() {
     // A failure of `end` does not undo the end.
     bool ended = false;
     try {
-      session_->created().agree_to_close(&hooked_);
-      hooked_.raise_thread_failure();
+      session_->created().agree_to_close();
+      const bool forgives = recovers_ && !gave_up_;
+      try {
+        hooked_.raise_thread_failure();
+      } catch (const AgreedFailure& lost) {
+        if (!forgives || !lost.recoverable) throw;
+        ground_.log.warn(fmt::format("{}; no step needs it any more", describe(lost)));
+      }
       closed_ = ended = true;
-      session_->end();
+      session_->end(forgives);
     } catch (const AgreedFailure& failure) {
       if (!ended) fail(failure);
       ground_.log.warn(describe(failure));
@@ -239,7 +246,7 @@ void RecoverableSession::report_failure(const AgreedFailure& failure) {
   } catch (const std::exception& error) {
     ground_.write_status("failed", exit_code_of(error), error.what());
     ground_.comm.barrier("the chief to report an error");
-    session_->stop_threads();
+    if (session_) session_->stop_threads();
     release_directory();
     throw;
   }

@@ -56,6 +56,7 @@ class RecoverableSession {
   std::unique_ptr<CoordinatedSession> session_;
   std::string restored_from_;  ///< at the first creation
   int recoveries_ = 0;         ///< since the last step that was completed
+  bool gave_up_ = false;       ///< a thread was lost once too often
   bool reported_ = false;
   bool closed_ = false;
 };

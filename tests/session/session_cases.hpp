@@ -137,6 +137,7 @@ inline void check_no_default_saver(const Communicator& world) {
   if (world.is_chief()) CHECK(folder.saved().empty());
 }
 
+// TF: Scaffold.test_raise_error_if_more_than_one_cached_item
 inline void check_a_saver_of_ones_own(const Communicator& world) {
   for (const bool chief_only : {false, true}) {
     const SharedFolder folder(world);
@@ -780,6 +781,7 @@ inline void check_save_now(const Communicator& world) {
   }
 }
 
+// TF: MonitoredSession.test_with_statement_and_close
 inline void check_closing(const Communicator& world) {
   const SharedFolder folder(world);
   Rank rank(world);
@@ -815,6 +817,7 @@ inline void check_closing(const Communicator& world) {
   }
 }
 
+// TF: MonitoredSession.test_raises_regular_exceptions_in_with_body
 inline void check_an_exception_between_steps(const Communicator& world) {
   const SharedFolder folder(world);
   Rank rank(world);

@@ -1,16 +1,11 @@
-#include <lockstep/mpi/interop.hpp>
-
+#include "mpi_ranks.hpp"
 #include "session_case_list.hpp"
 #include "session_manager_cases.hpp"
 
 namespace lockstep {
 
 void everywhere(void (*check)(const Communicator&)) {
-  WaitPolicy policy;
-  policy.limit = Seconds{10};
-  const auto world = from_mpi(MPI_COMM_WORLD, policy);
-  check(world);
-  world.barrier("the end of a case");
+  test::on_all_ranks(check);
 }
 
 TEST_CASE("errors reach all ranks, on one node and on several") {

@@ -121,7 +121,8 @@ class SessionRunHook {
 
   virtual void before_run(RunContext&) {}
 
-  /// An exception here ends the run on all ranks; the hooks behind this one are not called for this step.
+  /// An exception here ends the run on all ranks, EndOfInput cleanly; the hooks behind this one are not
+  /// called for this step, which counts all the same.
   virtual void after_run(RunContext&, const RunValues&) {}
 
   /// Clean ends only: stop, end of input.

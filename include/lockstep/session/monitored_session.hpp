@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <lockstep/hooks/session_run_hook.hpp>
@@ -48,7 +50,8 @@ struct MonitoredSessionOptions {
 /// the newest checkpoint is restored (or the first values made), after_create_session is called, and the call
 /// is repeated from before_run. What came after the checkpoint is done again. So count steps by should_stop
 /// or global_step, not by calls. After SessionConfig::max_recoveries in a row without a completed step the
-/// error is thrown.
+/// error is thrown. A thread that was lost counts: with what its rank's step throws thereafter, or after the
+/// step in which all hear of it; in `close` it is only logged, since nothing needs it any more.
 class MonitoredSession {
  public:
   using Step = RawSession::Step;
@@ -78,6 +81,19 @@ class MonitoredSession {
   /// recovery all of it is called again. All ranks pass a function that runs the same steps.
   void run_step_fn(const std::function<void(StepFnContext&)>& step_fn);
 
+  /// The same for a function with a result: returns it; nullopt when the function asked to stop or the input
+  /// ended in it.
+  template <class StepFn, class Result = std::invoke_result_t<StepFn&, StepFnContext&>>
+  requires(!std::is_void_v<Result>) std::optional<Result> run_step_fn(StepFn&& step_fn) {
+    std::optional<Result> result;
+    const std::function<void(StepFnContext&)> call = [&](StepFnContext& context) {
+      result.reset();
+      result.emplace(step_fn(context));
+    };
+    run_step_fn(call);
+    return result;
+  }
+
   /// Runs `step` until something asks to stop, then closes (the with-block).
   void train(const Step& step);
 
@@ -102,7 +118,7 @@ class MonitoredSession {
   const std::string& stop_reason() const noexcept;  ///< Local; the same on all ranks; empty while running.
   bool stopped_early() const noexcept;  ///< Local. By signal or time limit: launch again to go on.
   const std::string& restored_from() const noexcept;  ///< Local. Base name of a checkpoint, or empty.
-  const Reducer& reducer() const noexcept;            ///< Local.
+  const Reducer& reducer() const;                     ///< Local.
   const Topology& topology() const noexcept;          ///< Local.
 
  protected:

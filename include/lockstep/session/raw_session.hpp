@@ -24,8 +24,10 @@ class RawSession {
   virtual std::int64_t global_step() const = 0;  ///< Local; the same on all ranks between steps.
 
   /// Runs `step` without hooks, for what is no training step (an evaluation, a sum over ranks): the global
-  /// step stays, and timers, signals and wishes wait for the next step with hooks. Returns the values,
-  /// reduced. Collective; throws as MonitoredSession::run.
+  /// step stays; timers and saves wait for the next step with hooks. Whatever ends the run (a wish, a signal,
+  /// the time limit, a thread) is heard here, too, and should_stop() is then true; a step function goes on to
+  /// its end. Returns the values, reduced. Collective; throws as MonitoredSession::run, and EndOfInput on all
+  /// ranks when the input of one ended.
   virtual StepValues run(const Step& step) = 0;
 };
 

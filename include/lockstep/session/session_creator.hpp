@@ -37,7 +37,8 @@ class SessionCreator {
   ///
   /// Collective; throws on all ranks: what the functions of the scaffold throw; TrainingError when they leave
   /// something that is not ready; and as MonitoredTrainingSession. One that is derived may do things before
-  /// and after, on all ranks.
+  /// and after, on all ranks; it may throw before on all ranks or none, and after also on one, which then
+  /// all do. It lets pass what this throws.
   virtual std::unique_ptr<RawSession> create_session();
 
   SessionGround& ground() noexcept { return *ground_; }  ///< Session only.

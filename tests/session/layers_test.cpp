@@ -6,7 +6,8 @@
 #include "mpi_ranks.hpp"
 #include "session_support.hpp"
 
-// The layers of a session, seen from outside: recoverable, coordinated, hooked, raw. Checks never leave early.
+// The layers of a session, seen from outside: recoverable, coordinated, hooked, raw. Checks never leave
+// early.
 
 namespace lockstep {
 namespace {
@@ -21,7 +22,8 @@ using test::SharedFolder;
 using test::thrown;
 
 /// A session with all layers, or with all but the outermost.
-std::unique_ptr<MonitoredSession> make_session(Rank& rank, bool recovers, const MonitoredSessionOptions& hooks,
+std::unique_ptr<MonitoredSession> make_session(Rank& rank, bool recovers,
+                                               const MonitoredSessionOptions& hooks,
                                                MonitoredTrainingSessionOptions options) {
   auto creator = make_session_creator(rank.world, rank.state,
                                       {.checkpoint_dir = options.checkpoint_dir,
@@ -131,7 +133,8 @@ TEST_CASE("a run goes through the layers to the step, once, and its values come 
         return {{"ten", 10.0}, {"rank", static_cast<double>(context.rank())}};
       };
       for (const StepValues& values :
-           {session->run(step), *session->run_step_fn([&](StepFnContext& c) { return c.run_with_hooks(step); }),
+           {session->run(step),
+            *session->run_step_fn([&](StepFnContext& c) { return c.run_with_hooks(step); }),
             *session->run_step_fn([&](StepFnContext& c) { return c.session().run(step); })}) {
         CHECK(values.all().size() == 2);
         CHECK(values.find("ten") == 10.0);

@@ -128,7 +128,8 @@ TEST_CASE("chief and workers restart from a directory, and from an exact file") 
 
 // TF: MonitoredSession.test_exit_cleanly_on_out_of_range_exception
 // TF: SingularMonitoredSession.test_exit_cleanly_on_out_of_range_exception
-TEST_CASE("input that ends, wherever it is read, ends the run cleanly on all: nothing after it runs, hooks end") {
+TEST_CASE(
+    "input that ends, wherever it is read, ends the run cleanly on all: nothing after it runs, hooks end") {
   each_rank_in_turn([](const Communicator& world, bool me, int who) {
     for (const bool recovers : {false, true}) {
       for (const std::string_view phase : {"before_run", "step", "raw", "after_run"}) {
@@ -159,8 +160,8 @@ TEST_CASE("input that ends, wherever it is read, ends the run cleanly on all: no
         });
         CHECK(error == "");
         CHECK(session->should_stop());
-        // A step of which a rank has had no data is dropped; one that is over when its hook throws counts, and
-        // the one that the others are in meanwhile does not.
+        // A step of which a rank has had no data is dropped; one that is over when its hook throws counts,
+        // and the one that the others are in meanwhile does not.
         CHECK(session->global_step() == 2);
         CHECK(reached == 0);
         CHECK(session->stop_reason() ==
@@ -259,7 +260,9 @@ TEST_CASE("a step function may be a member function, an object, or a function") 
 }
 
 // TF: MonitoredSession.test_step_fn_has_the_same_hooks_behavior_without_recovery
-TEST_CASE("raw part, hooked part, then after_run see each other's changes in this order, with and without recovery") {
+TEST_CASE(
+    "raw part, hooked part, then after_run see each other's changes in this order, with and without "
+    "recovery") {
   on_all_ranks([](const Communicator& world) {
     for (const bool recovers : {false, true}) {
       Rank rank(world);
@@ -288,7 +291,8 @@ TEST_CASE("raw part, hooked part, then after_run see each other's changes in thi
 // TF: MonitoredSession.test_recovers_from_an_exception_in_step_fn
 // TF: MonitoredSession.test_recovers_from_an_exception_in_step_fn_after_hooks
 // TF: MonitoredSession.test_step_fn_doesnt_recover_when_it_wasnt_asked_to
-TEST_CASE("a step function that is aborted, before or after its hooked part, is called again, if recovery is on") {
+TEST_CASE(
+    "a step function that is aborted, before or after its hooked part, is called again, if recovery is on") {
   each_rank_in_turn([](const Communicator& world, bool me, int who) {
     for (const bool recovers : {false, true}) {
       for (const bool after_hooks : {false, true}) {
@@ -330,7 +334,8 @@ TEST_CASE("a step function that is aborted, before or after its hooked part, is 
 }
 
 // TF: MonitoredSession.test_step_fn_exception_from_before_run
-TEST_CASE("what before_run throws in a step function comes out of it on all ranks, once its raw part has run") {
+TEST_CASE(
+    "what before_run throws in a step function comes out of it on all ranks, once its raw part has run") {
   each_rank_in_turn([](const Communicator& world, bool me, int who) {
     for (const bool recovers : {false, true}) {
       CAPTURE(recovers);
@@ -386,7 +391,8 @@ TEST_CASE("leaving the block closes: hooks end, the last step is saved, the dire
 
 // TF: MonitoredSession.test_merge_run_options_from_hooks
 // TF: MonitoredSession.test_merge_caller_and_hook_run_options
-TEST_CASE("what hooks and the caller ask of one step, on this rank and on others, is merged into one answer") {
+TEST_CASE(
+    "what hooks and the caller ask of one step, on this rank and on others, is merged into one answer") {
   each_rank_in_turn([](const Communicator& world, bool me, int who) {
     const int other = (who + 1) % world.size();
     const SharedFolder folder(world);
@@ -461,7 +467,8 @@ TEST_CASE("the raw session of a singular one runs without hooks while that is op
     REQUIRE(raw != nullptr);
     CHECK(raw->run([](StepContext& step) -> StepValues {
                return {{"rank", static_cast<double>(step.rank())}};
-             }).find("rank") == test::mean_rank(world));
+             })
+              .find("rank") == test::mean_rank(world));
     CHECK(raw->global_step() == 1);
     CHECK(recorder->count("before_run") == 1);
     session.request_stop("enough");

@@ -16,8 +16,7 @@ inline void on_all_ranks(const std::function<void(const Communicator& world)>& c
 }
 
 /// The same, each of them in turn the one that differs.
-inline void each_rank_in_turn(
-    const std::function<void(const Communicator& world, bool me, int who)>& check) {
+inline void each_rank_in_turn(const std::function<void(const Communicator& world, bool me, int who)>& check) {
   on_all_ranks([&](const Communicator& world) {
     for (int who = 0; who < world.size(); ++who) check(world, world.rank() == who, who);
   });

@@ -24,15 +24,15 @@ class Feeder final : public SessionRunHook {
 
   void after_create_session(RunContext& context) override {
     const bool lost = std::exchange(is_lost_, false);
-    threads.push_back(
-        std::make_unique<LooperThread>(context.coordinator(), executor_, "feeder", std::nullopt, [this, lost] {
-          if (!lost) {
-            std::this_thread::yield();
-            return;
-          }
-          while (!lose_now) std::this_thread::yield();
-          throw AbortedError("lost the feed");
-        }));
+    threads.push_back(std::make_unique<LooperThread>(context.coordinator(), executor_, "feeder", std::nullopt,
+                                                     [this, lost] {
+                                                       if (!lost) {
+                                                         std::this_thread::yield();
+                                                         return;
+                                                       }
+                                                       while (!lose_now) std::this_thread::yield();
+                                                       throw AbortedError("lost the feed");
+                                                     }));
   }
 
   std::atomic<bool> lose_now = false;

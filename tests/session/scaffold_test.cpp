@@ -103,7 +103,8 @@ TEST_CASE("finalize fills in the rest; what has no values yet is named, paramete
 }
 
 // TF: Scaffold.test_defaults_empty_graph
-TEST_CASE("a session goes on once the functions have made the model ready, and else says on all what is missing") {
+TEST_CASE(
+    "a session goes on once the functions have made the model ready, and else says on all what is missing") {
   on_all_ranks([](const Communicator& world) {
     for (const std::string_view made : {"", "weight", "mean", "weight mean"}) {
       CAPTURE(made);
@@ -123,12 +124,12 @@ TEST_CASE("a session goes on once the functions have made the model ready, and e
         options.scaffold.local_init = [&](State&) { mean.values()[2] = 1; };
       }
       const auto error = thrown([&] { MonitoredTrainingSession(world, state, options).close(); });
-      const std::string expected = made == "weight mean" ? ""
-                                   : made == "weight"
-                                       ? "TrainingError: the functions of the scaffold did not make the model "
-                                         "ready: mean; let init or init_fn set them"
-                                       : "TrainingError: the functions of the scaffold did not make the model "
-                                         "ready for local_init: weight; let init or init_fn set them";
+      const std::string expected =
+          made == "weight mean" ? ""
+          : made == "weight"    ? "TrainingError: the functions of the scaffold did not make the model "
+                                  "ready: mean; let init or init_fn set them"
+                                : "TrainingError: the functions of the scaffold did not make the model "
+                                  "ready for local_init: weight; let init or init_fn set them";
       CHECK(error.starts_with(expected));
       CHECK(error.empty() == expected.empty());
       CHECK(same_on_all(world, error));
@@ -257,7 +258,8 @@ TEST_CASE("a copy of a scaffold that says nothing takes what it is given, and le
 }
 
 // TF: Scaffold.test_new_scaffold_from_existing_scaffold
-TEST_CASE("a copy has the fields of the first but for those that it is given; its init_fn sees its own state") {
+TEST_CASE(
+    "a copy has the fields of the first but for those that it is given; its init_fn sees its own state") {
   on_all_ranks([](const Communicator& world) {
     std::string said;
     Rank first(world);
@@ -270,13 +272,13 @@ TEST_CASE("a copy has the fields of the first but for those that it is given; it
     copied.scaffold.local_init = talking("b_", said).local_init;
     copied.scaffold.saver.max_to_keep = 7;
     MonitoredTrainingSession(world, second.state, copied).close();
-    CHECK(said == std::string(world.is_chief() ? "a_init " : "") +
-                      "a_ready_for_local_init b_local_init a_ready ");
+    CHECK(said ==
+          std::string(world.is_chief() ? "a_init " : "") + "a_ready_for_local_init b_local_init a_ready ");
     CHECK(second.state.parameters()[0] == 5);
     said.clear();
     MonitoredTrainingSession(world, first.state, options).close();
-    CHECK(said == std::string(world.is_chief() ? "a_init " : "") +
-                      "a_ready_for_local_init a_local_init a_ready ");
+    CHECK(said ==
+          std::string(world.is_chief() ? "a_init " : "") + "a_ready_for_local_init a_local_init a_ready ");
     CHECK(options.scaffold.saver.max_to_keep == 2);
     CHECK(copied.scaffold.saver.basename == "a_");
   });

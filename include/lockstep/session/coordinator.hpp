@@ -36,7 +36,7 @@ class Coordinator {
 
   bool should_stop() const noexcept;
 
-  /// Returns when a stop is asked for (true) or `limit` has passed (false).
+  /// Returns when a stop is asked for (true) or `limit`, of real time, has passed (false).
   bool wait_for_stop(std::optional<Seconds> limit = std::nullopt) const;
 
   /// Forgets the stop, the failure and that threads were joined.

@@ -71,10 +71,11 @@ class MonitoredSession {
   /// Local; the same on all ranks between steps.
   bool should_stop() const noexcept;
 
-  /// One step with all hooks. Returns the step's values, reduced; none when the input ended. Not after
-  /// should_stop() (UsageError). An exception of `step` or of a hook on any rank is thrown on all; the
-  /// session is then over. `feeds`: what this rank's step finds in StepContext::feeds(), beside what hooks
-  /// feed.
+  /// One step with all hooks. All ranks run steps of the same kind (with the same reductions, and values of
+  /// the same names) in the same order; else EnvironmentError. Returns the step's values, reduced; none when
+  /// the input ended. Not after should_stop() (UsageError). An exception of `step` or of a hook on any rank
+  /// is thrown on all; the session is then over. `feeds`: what this rank's step finds in
+  /// StepContext::feeds(), beside what hooks feed.
   StepValues run(const Step& step, const Feeds& feeds = {});
 
   /// Calls `step_fn`, which may run steps without hooks and with them, and ask to stop. Throws as `run`. On a
@@ -97,8 +98,9 @@ class MonitoredSession {
   /// Runs `step` until something asks to stop, then closes (the with-block).
   void train(const Step& step);
 
-  /// Ends the hooks, saves, stops the threads, and lets the chief leave last. May be called again. Throws
-  /// what a thread or the end of a hook has thrown.
+  /// Ends the hooks, saves, stops the threads, and lets the chief leave last. May be called again, and does
+  /// nothing then. Throws what a thread has thrown (no hook has then ended, and nothing is saved), or the end
+  /// of a hook (the other hooks have ended and the save is made).
   void close();
 
   /// This rank asks to stop: all do after the next step that is run. Local.
@@ -110,7 +112,8 @@ class MonitoredSession {
   /// Where summaries of the user go; does nothing on ranks that are not the chief. Local.
   SummaryWriter& summary() noexcept;
 
-  /// For threads of the program. Of the present session: a recovery brings another. Local.
+  /// For threads of the program. Of the present session: a recovery brings another. Local; throws UsageError
+  /// where a recovery failed and left none.
   Coordinator& coordinator();
 
   std::int64_t global_step() const noexcept;        ///< Local; the same on all ranks between steps.
@@ -118,7 +121,7 @@ class MonitoredSession {
   const std::string& stop_reason() const noexcept;  ///< Local; the same on all ranks; empty while running.
   bool stopped_early() const noexcept;  ///< Local. By signal or time limit: launch again to go on.
   const std::string& restored_from() const noexcept;  ///< Local. Base name of a checkpoint, or empty.
-  const Reducer& reducer() const;                     ///< Local.
+  const Reducer& reducer() const;                     ///< Local; throws as `coordinator`.
   const Topology& topology() const noexcept;          ///< Local.
 
  protected:

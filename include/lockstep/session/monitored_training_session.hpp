@@ -39,6 +39,9 @@ struct MonitoredTrainingSessionOptions {
 /// It locks and probes the directory, restores the newest good checkpoint or initializes, and brings all
 /// ranks to the same state; freezes `state` if nobody did. `state` must outlive it.
 ///
+/// Collective over `comm`. Same on all ranks: all options but the chief-only
+/// hooks, what was declared in `state`, and the program. Nobody compares functions.
+///
 /// Throws on all ranks: UsageError for options that make no sense; EnvironmentError when ranks differ in
 /// hooks, options, program or the layout of the state, when the directory is in use, or when its checkpoint
 /// is of another model; DataError when there are checkpoints and none is good; IoError when the directory

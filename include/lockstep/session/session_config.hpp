@@ -19,7 +19,7 @@ namespace lockstep {
 /// How a session sums, shares and what it stands on. The seams have real defaults; tests pass others.
 struct SessionConfig {
   ReductionKind reduction = ReductionKind::canonical;
-  std::int64_t micro_batches = 0;  ///< a step; 0: one a rank
+  std::int64_t micro_batches = 0;  ///< in a step, over all ranks; 0: one for each rank
   bool share_parameters = false;   ///< one copy a node, of which each rank updates its slice
   int ranks_per_node = 0;          ///< above 0: pretend that nodes are that small (tests)
 

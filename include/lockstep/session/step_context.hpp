@@ -35,8 +35,11 @@ class StepContext {
 
   /// Sums `gradients` (as many as the state has parameter elements; see State::parameters) over the ranks and
   /// gives back the sum; `local` is replaced by its mean over the ranks. The session must have one
-  /// micro-batch a rank (the default) and not share parameters. Collective. The result is valid until the
-  /// next step begins.
+  /// micro-batch a rank (the default) and not share parameters. The result is valid until the next step
+  /// begins.
+  ///
+  /// Collective. Does not return, on any rank, when any rank failed in this step or its input ended. Throws
+  /// UsageError for another number of gradients or a second time; that reaches all ranks with the step.
   virtual std::span<const float> reduce(std::span<const float> gradients, StepValues& local) = 0;
   std::span<const float> reduce(std::span<const float> gradients) {
     StepValues none;
@@ -58,22 +61,29 @@ class StepContext {
 
   virtual MicroBatchRange micro_batches() const = 0;       ///< This rank's. Local.
   virtual std::int64_t micro_batches_in_step() const = 0;  ///< Over all ranks. Local.
-  virtual std::span<float> begin_micro_batch() = 0;        ///< Local.
-  virtual void end_micro_batch() = 0;                      ///< Local.
+
+  /// Where the gradient of this rank's next micro-batch goes, then kMicroBatchValues; see Reducer. Local.
+  virtual std::span<float> begin_micro_batch() = 0;
+  virtual void end_micro_batch() = 0;  ///< Local.
 
   /// Something in this rank's part of the step is NaN or infinite: tells all ranks with the ballot. Local;
   /// before reducing.
   virtual void say_not_finite() = 0;
 
-  /// Reduces what the micro-batches hold. Collective. Afterwards this rank's `slice` of `sum` is final. Does
-  /// not return, on any rank, when any rank failed in this step: parameters are then untouched.
+  /// Reduces what the micro-batches hold, once a step and after all that are this rank's (UsageError).
+  /// Collective. Afterwards this rank's `slice` of `sum` is final. Does not return, on any rank, when any
+  /// rank failed in this step or its input ended: parameters are then untouched.
   virtual void reduce_micro_batches() = 0;
+
+  /// The parameter elements that this rank updates. Local.
   virtual ElementRange slice() const = 0;
 
   /// True where the ranks of a node have one copy of the parameters, of which each updates its slice before
   /// `finish`. False: each has its own, updates all of it, and needs the whole sum: after `finish`. Local.
   virtual bool shares_parameters() const = 0;
 
+  /// Over all micro-batches, the parameter elements first, padding included; then kMicroBatchValues. After
+  /// reducing, until the next step begins. Local.
   virtual std::span<const float> sum() const = 0;
 
   /// Returns when all ranks of the node have called it: all of `sum` is final, and so are shared parameters

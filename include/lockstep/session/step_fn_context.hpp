@@ -15,7 +15,8 @@ class StepFnContext {
   virtual RawSession& session() = 0;
 
   /// A step with all hooks, as MonitoredSession::run. Collective. Returns the values, reduced; none when the
-  /// input ended.
+  /// input ended. Throws what it throws; and UsageError when an earlier step with hooks of this function
+  /// stopped the session: return from the function then.
   virtual StepValues run_with_hooks(const RawSession::Step& step, const Feeds& feeds = {}) = 0;
 
   /// Leaves the function, and stops all ranks before another step: a step that others are in is dropped.

@@ -17,6 +17,8 @@ namespace {
 // Tags below this are the library's own set-up messages; the reduction has tags of its own above.
 constexpr int kArrivedTag = 1;
 constexpr int kReleasedTag = 2;
+constexpr int kWhoTag = 3;  // and 4, in every other barrier
+constexpr int kHereTag = 5;
 
 // MPI counts are ints; pieces of this size keep far from the limit and bound the memory MPI may want.
 constexpr std::size_t kPiece = std::size_t{256} << 20;
@@ -38,6 +40,16 @@ std::string describe(const std::exception_ptr& failure, ExitCode& code) {
   }
 }
 
+/// Throws what another rank has thrown.
+[[noreturn]] void throw_agreed(ExitCode code, const std::string& message) {
+  try {
+    throw_error(code, message);
+  } catch (...) {
+    note_agreed(std::current_exception());
+    throw;
+  }
+}
+
 }  // namespace
 
 Communicator::Communicator(std::shared_ptr<Transport> transport, WaitPolicy policy)
@@ -48,16 +60,18 @@ Communicator Communicator::self(WaitPolicy policy) {
 }
 
 Seconds Communicator::wait_slowly(std::string_view what, const std::function<bool()>& ready,
-                                  const std::function<std::string()>& missing) const {
-  // Reading the clock costs more than a turn of spinning; this many turns last some tens of microseconds.
+                                  const std::function<std::string()>& missing, Seconds start) const {
+  // While it spins, reading the clock costs more than a turn; this many turns last some microseconds.
   constexpr std::uint64_t kTurnsPerClock = 256;
-  const Seconds start = policy_.clock->now();
   Seconds notice = policy_.notice;
+  for (const Seconds waited = policy_.clock->now() - start; notice.count() > 0 && notice <= waited;)
+    notice *= 2;
   for (std::uint64_t turn = 0; !ready(); ++turn) {
-    transport_->relax(turn);
-    if (turn % kTurnsPerClock != kTurnsPerClock - 1) continue;
+    const bool gave_way = transport_->relax(turn);
+    if (!gave_way && turn % kTurnsPerClock != kTurnsPerClock - 1) continue;
     const Seconds waited = policy_.clock->now() - start;
     if (policy_.limit.count() > 0 && waited >= policy_.limit) {
+      transport_->abandon();
       throw DeadlineExceeded(
           fmt::format("rank {} waited {:.1f} s (the limit) for {}; missing: {}; look at their host and log, "
                       "and launch again "
@@ -78,41 +92,123 @@ Seconds Communicator::wait(Request& request, std::string_view what, std::string_
       what, [&] { return transport_->test(request); }, [&] { return std::string(partner); });
 }
 
-void Communicator::barrier(std::string_view what) const {
-  std::byte token{};
-  if (!is_chief()) {
-    Request arrived = send(std::span(&token, 1), 0, kArrivedTag);
-    std::byte release{};
-    Request released = receive(std::span(&release, 1), 0, kReleasedTag);
-    const auto chief = [] { return std::string("rank 0, or a rank that it waits for"); };
-    wait_until(
-        what, [&] { return transport_->test(arrived); }, chief);
-    wait_until(
-        what, [&] { return transport_->test(released); }, chief);
-    return;
-  }
-  const auto others = static_cast<std::size_t>(size() - 1);
-  std::vector<std::byte> tokens(others);
-  std::vector<Request> requests;
-  for (std::size_t i = 0; i < others; ++i) {
-    requests.push_back(receive(std::span(&tokens[i], 1), static_cast<int>(i) + 1, kArrivedTag));
-  }
-  const auto all_done = [&] {
-    bool all = true;
-    for (Request& request : requests) all = transport_->test(request) && all;
-    return all;
-  };
-  wait_until(what, all_done, [&] {
-    std::vector<int> missing;
-    for (std::size_t i = 0; i < others; ++i) {
-      if (!requests[i].done) missing.push_back(static_cast<int>(i) + 1);
+/// One rank's part in a barrier: ranks collect each other in a binomial tree below the chief. Only when the
+/// chief has waited for a while does it ask all ranks directly who is there, once, so that it can name those
+/// that are missing; the release then says so, and everybody answers before leaving.
+struct Communicator::Barrier {
+  explicit Barrier(const Communicator& communicator) : comm(communicator) {
+    const int rank = comm.rank();
+    const int lowest_bit = rank == 0 ? comm.size() : rank & -rank;
+    parent = rank - lowest_bit;
+    for (int bit = 1; bit < lowest_bit && rank + bit < comm.size(); bit *= 2) children.push_back(rank + bit);
+    from_children.resize(children.size());
+    for (std::size_t i = 0; i < children.size(); ++i) {
+      arrived.push_back(comm.receive(std::span(&from_children[i], 1), children[i], kArrivedTag));
     }
-    return (missing.size() == 1 ? "rank " : "ranks ") + to_string_ranks(missing);
-  });
-  for (std::size_t i = 0; i < others; ++i) {
-    requests[i] = send(std::span(&tokens[i], 1), static_cast<int>(i) + 1, kReleasedTag);
   }
-  wait_until(what, all_done, [] { return std::string("the release of the barrier"); });
+
+  bool test_all(std::vector<Request>& requests) const {
+    bool all = true;
+    for (Request& request : requests) all = comm.test(request) && all;
+    return all;
+  }
+
+  /// The chief asks who is there, once.
+  void ask() {
+    asked = std::byte{1};
+    from_all.resize(static_cast<std::size_t>(comm.size()) - 1);
+    for (int rank = 1; rank < comm.size(); ++rank) {
+      sent.push_back(comm.send(std::span(&token, 1), rank, who_tag));
+      answers.push_back(
+          comm.receive(std::span(&from_all[static_cast<std::size_t>(rank) - 1], 1), rank, kHereTag));
+    }
+  }
+
+  /// A worker answers, once.
+  void answer() {
+    answered = true;
+    question = comm.receive(std::span(&asking, 1), 0, who_tag);
+    sent.push_back(comm.send(std::span(&token, 1), 0, kHereTag));
+  }
+
+  bool all_arrived() {
+    if (comm.is_chief()) {
+      if (asked == std::byte{0} && comm.policy().clock->now() - start >= patience) ask();
+      test_all(answers);
+    } else if (!answered && comm.has_message(0, who_tag)) {
+      answer();
+    }
+    return test_all(arrived);
+  }
+
+  /// On the chief: those that have not answered, but for those that somebody vouches for.
+  std::string missing() {
+    std::vector<int> ranks;
+    for (std::size_t i = 0; i < children.size(); ++i) {
+      if (arrived[i].done) continue;
+      const int end = std::min(2 * children[i], comm.size());
+      for (int rank = children[i]; rank < end; ++rank) {
+        if (answers.empty() || !answers[static_cast<std::size_t>(rank) - 1].done) ranks.push_back(rank);
+      }
+    }
+    return (ranks.size() == 1 ? "rank " : "ranks ") + to_string_ranks(ranks);
+  }
+
+  const Communicator& comm;
+  // A rank that was not yet released may see the question of the barrier after this one, and no later one.
+  int who_tag = kWhoTag + static_cast<int>(++*comm.barriers_ % 2);
+  Seconds start = comm.policy().clock->now();
+  Seconds patience = comm.policy().limit.count() > 0 ? std::min(comm.policy().notice, comm.policy().limit) / 2
+                                                     : comm.policy().notice / 2;
+  int parent = 0;
+  std::vector<int> children;  ///< each collects the ranks up to twice its number, or the end
+  std::vector<std::byte> from_children;
+  std::vector<Request> arrived;
+  std::vector<std::byte> from_all;
+  std::vector<Request> answers;
+  std::vector<Request> sent;
+  Request question;
+  std::byte token{};
+  std::byte asking{};
+  std::byte asked{};  ///< known to a worker once it is released
+  bool answered = false;
+};
+
+void Communicator::barrier(std::string_view what) const {
+  if (size() == 1) return;
+  auto barrier = std::make_unique<Barrier>(*this);
+  const auto wait = [&](auto&& ready, auto&& missing) {
+    if (!ready()) wait_slowly(what, std::ref(ready), std::ref(missing), barrier->start);
+  };
+  const auto of_worker = [] { return std::string("rank 0, or a rank that it waits for"); };
+  try {
+    if (is_chief()) {
+      wait([&] { return barrier->all_arrived(); }, [&] { return barrier->missing(); });
+    } else {
+      wait([&] { return barrier->all_arrived(); }, of_worker);
+      barrier->sent.push_back(send(std::span(&barrier->token, 1), barrier->parent, kArrivedTag));
+      Request released = receive(std::span(&barrier->asked, 1), barrier->parent, kReleasedTag);
+      wait(
+          [&] {
+            barrier->all_arrived();
+            return test(released);
+          },
+          of_worker);
+    }
+    for (const int child : barrier->children) {
+      barrier->sent.push_back(send(std::span(&barrier->asked, 1), child, kReleasedTag));
+    }
+    if (barrier->asked != std::byte{0} && !is_chief() && !barrier->answered) barrier->answer();
+    wait(
+        [&] {
+          return barrier->test_all(barrier->answers) && barrier->test_all(barrier->sent) &&
+                 test(barrier->question);
+        },
+        [] { return std::string("the release of the barrier"); });
+  } catch (const DeadlineExceeded&) {
+    static_cast<void>(barrier.release());  // messages under way may still be written into it
+    throw;
+  }
 }
 
 void Communicator::broadcast(std::span<std::byte> bytes, int root, std::string_view what) const {
@@ -197,8 +293,11 @@ void on_chief(const Communicator& comm, std::string_view what, const std::functi
   if (outcome.code == 0) return;
   message.resize(outcome.length);
   comm.broadcast_values(std::span(message));
-  if (own) std::rethrow_exception(own);  // with all its facts
-  throw_error(static_cast<ExitCode>(outcome.code), message);
+  if (own) {
+    note_agreed(own);
+    std::rethrow_exception(own);  // with all its facts
+  }
+  throw_agreed(static_cast<ExitCode>(outcome.code), message);
 }
 
 void throw_together(const Communicator& comm, const std::exception_ptr& failure) {
@@ -217,9 +316,12 @@ void throw_together(const Communicator& comm, const std::exception_ptr& failure)
   const int root = static_cast<int>(first - outcomes.begin());
   message.resize(first->length);
   comm.broadcast_values(std::span(message), root);
-  if (root == comm.rank()) std::rethrow_exception(failure);
-  throw_error(static_cast<ExitCode>(first->code),
-              root == 0 ? message : fmt::format("rank {}: {}", root, message));
+  if (root == comm.rank()) {
+    note_agreed(failure);
+    std::rethrow_exception(failure);
+  }
+  throw_agreed(static_cast<ExitCode>(first->code),
+               root == 0 ? message : fmt::format("rank {}: {}", root, message));
 }
 
 }  // namespace lockstep

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <string>
@@ -10,6 +11,17 @@
 #include "mpi_transport.hpp"
 
 namespace lockstep {
+namespace {
+
+Communicator duplicate_of(MPI_Comm comm, std::shared_ptr<bool> abandoned, WaitPolicy policy) {
+  MPI_Comm duplicate = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_dup(comm, &duplicate), "MPI_Comm_dup");
+  return Communicator(
+      std::make_shared<MpiTransport>(duplicate, is_oversubscribed(duplicate), std::move(abandoned)),
+      std::move(policy));
+}
+
+}  // namespace
 
 Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::uncaught_exceptions()) {
   int initialized = 0;
@@ -27,11 +39,14 @@ Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::un
 }
 
 Environment::~Environment() {
-  if (finalize_ && std::uncaught_exceptions() == exceptions_at_start_) MPI_Finalize();
+  const bool abandoned = std::ranges::any_of(abandoned_, [](const auto& world) { return *world; });
+  if (finalize_ && !abandoned && std::uncaught_exceptions() == exceptions_at_start_) MPI_Finalize();
 }
 
 Communicator Environment::world(WaitPolicy policy) const {
-  return from_mpi(MPI_COMM_WORLD, std::move(policy));
+  const auto abandoned = std::make_shared<bool>(false);
+  abandoned_.push_back(abandoned);
+  return duplicate_of(MPI_COMM_WORLD, abandoned, std::move(policy));
 }
 
 std::string Environment::library() {
@@ -43,10 +58,7 @@ std::string Environment::library() {
 }
 
 Communicator from_mpi(MPI_Comm comm, WaitPolicy policy) {
-  MPI_Comm duplicate = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_dup(comm, &duplicate), "MPI_Comm_dup");
-  return Communicator(std::make_shared<MpiTransport>(duplicate, is_oversubscribed(duplicate)),
-                      std::move(policy));
+  return duplicate_of(comm, std::make_shared<bool>(false), std::move(policy));
 }
 
 }  // namespace lockstep

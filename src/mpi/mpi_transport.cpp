@@ -9,6 +9,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <utility>
 
 #include <fmt/format.h>
 #include <sched.h>
@@ -50,7 +51,8 @@ void combine_values(void* from, void* into, int* count, MPI_Datatype* type) {
 
 class MpiSharedMemory final : public SharedMemory {
  public:
-  MpiSharedMemory(MPI_Comm comm, std::size_t bytes) {
+  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, std::shared_ptr<const bool> abandoned)
+      : abandoned_(std::move(abandoned)) {
     MPI_Info info = MPI_INFO_NULL;
     check_mpi(MPI_Info_create(&info), "MPI_Info_create");
     // Each rank's region on pages of its own: touched first by its owner, so it lies in its memory.
@@ -70,7 +72,7 @@ class MpiSharedMemory final : public SharedMemory {
     int finalized = 0;
     MPI_Finalized(&finalized);
     // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-    if (finalized != 0 || std::uncaught_exceptions() != 0) return;
+    if (finalized != 0 || *abandoned_ || std::uncaught_exceptions() != 0) return;
     MPI_Win_unlock_all(window_);
     MPI_Win_free(&window_);
   }
@@ -92,6 +94,7 @@ class MpiSharedMemory final : public SharedMemory {
   // MPI promises no alignment: this much more is asked for and regions start at pages.
   static constexpr std::size_t kPage = 4096;
 
+  std::shared_ptr<const bool> abandoned_;
   MPI_Win window_ = MPI_WIN_NULL;
 };
 
@@ -117,8 +120,8 @@ bool is_oversubscribed(MPI_Comm comm) {
   return ranks > sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-MpiTransport::MpiTransport(MPI_Comm comm, bool oversubscribed)
-    : comm_(comm), oversubscribed_(oversubscribed) {
+MpiTransport::MpiTransport(MPI_Comm comm, bool oversubscribed, std::shared_ptr<bool> abandoned)
+    : comm_(comm), oversubscribed_(oversubscribed), abandoned_(std::move(abandoned)) {
   check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
@@ -128,7 +131,7 @@ MpiTransport::~MpiTransport() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-  if (finalized != 0 || std::uncaught_exceptions() != 0) return;
+  if (finalized != 0 || *abandoned_ || std::uncaught_exceptions() != 0) return;
   if (value_op_ != MPI_OP_NULL) MPI_Op_free(&value_op_);
   if (value_type_ != MPI_DATATYPE_NULL) MPI_Type_free(&value_type_);
   MPI_Comm_free(&comm_);
@@ -146,6 +149,12 @@ Request MpiTransport::receive(std::span<std::byte> bytes, int source, int tag) {
   check_mpi(MPI_Irecv(bytes.data(), count_of(bytes.size()), MPI_BYTE, source, tag, comm_, &request),
             "MPI_Irecv");
   return started(request);
+}
+
+bool MpiTransport::has_message(int source, int tag) {
+  int there = 0;
+  check_mpi(MPI_Iprobe(source, tag, comm_, &there, MPI_STATUS_IGNORE), "MPI_Iprobe");
+  return there != 0;
 }
 
 Request MpiTransport::broadcast(std::span<std::byte> bytes, int root) {
@@ -200,21 +209,21 @@ bool MpiTransport::test(Request& request) {
 std::shared_ptr<Transport> MpiTransport::split(int color, int key) {
   MPI_Comm comm = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split(comm_, color, key, &comm), "MPI_Comm_split");
-  return std::make_shared<MpiTransport>(comm, oversubscribed_);
+  return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);
 }
 
 std::shared_ptr<Transport> MpiTransport::split_by_node() {
   MPI_Comm comm = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &comm),
             "MPI_Comm_split_type");
-  return std::make_shared<MpiTransport>(comm, oversubscribed_);
+  return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);
 }
 
 std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes) {
-  return std::make_unique<MpiSharedMemory>(comm_, bytes);
+  return std::make_unique<MpiSharedMemory>(comm_, bytes, abandoned_);
 }
 
-void MpiTransport::relax(std::uint64_t turn) {
+bool MpiTransport::relax(std::uint64_t turn) {
   // Spinning beats the scheduler while the partner runs: ranks of a balanced step come within tens of
   // microseconds. After that somebody else has the partner's core, and a rank that still spins burns the time
   // that it will need when the partner has come: beside two busy neighbours on two cores that cost a factor
@@ -225,11 +234,14 @@ void MpiTransport::relax(std::uint64_t turn) {
   const std::uint64_t spins = oversubscribed_ ? 0 : kSpins;
   if (turn < spins) {
     __builtin_ia32_pause();
-  } else if (turn < spins + kYields) {
+    return false;
+  }
+  if (turn < spins + kYields) {
     sched_yield();
   } else {
     doze(kDoze);
   }
+  return true;
 }
 
 void MpiTransport::abort(int code, std::string_view reason) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string_view>
 
 #include <mpi.h>
@@ -17,7 +18,9 @@ class MpiTransport final : public Transport {
  public:
   /// Takes over `comm`, which must not be one of MPI's own. `oversubscribed`: this node has more ranks than
   /// cores.
-  MpiTransport(MPI_Comm comm, bool oversubscribed);
+  /// `abandoned`: shared by a transport and all that were split from it.
+  MpiTransport(MPI_Comm comm, bool oversubscribed,
+               std::shared_ptr<bool> abandoned = std::make_shared<bool>(false));
   ~MpiTransport() override;
   MpiTransport(const MpiTransport&) = delete;
   MpiTransport& operator=(const MpiTransport&) = delete;
@@ -27,6 +30,7 @@ class MpiTransport final : public Transport {
 
   Request send(std::span<const std::byte> bytes, int destination, int tag) override;
   Request receive(std::span<std::byte> bytes, int source, int tag) override;
+  bool has_message(int source, int tag) override;
   Request broadcast(std::span<std::byte> bytes, int root) override;
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override;
   Request all_reduce_sum(std::span<float> values) override;
@@ -35,7 +39,8 @@ class MpiTransport final : public Transport {
   std::shared_ptr<Transport> split(int color, int key) override;
   std::shared_ptr<Transport> split_by_node() override;
   std::unique_ptr<SharedMemory> share(std::size_t bytes) override;
-  void relax(std::uint64_t turn) override;
+  bool relax(std::uint64_t turn) override;
+  void abandon() noexcept override { *abandoned_ = true; }
   [[noreturn]] void abort(int code, std::string_view reason) override;
 
  private:
@@ -43,6 +48,7 @@ class MpiTransport final : public Transport {
   int rank_ = 0;
   int size_ = 1;
   bool oversubscribed_;
+  std::shared_ptr<bool> abandoned_;
   MPI_Datatype value_type_ = MPI_DATATYPE_NULL;  ///< of all_reduce_value, made when first used
   MPI_Op value_op_ = MPI_OP_NULL;
 };

@@ -44,6 +44,10 @@ Request SelfTransport::receive(std::span<std::byte> bytes, int, int tag) {
   return {};
 }
 
+bool SelfTransport::has_message(int, int tag) {
+  return !to_myself_[tag].empty();
+}
+
 Request SelfTransport::broadcast(std::span<std::byte>, int) {
   return {};
 }
@@ -71,7 +75,9 @@ std::shared_ptr<Transport> SelfTransport::split_by_node() {
 std::unique_ptr<SharedMemory> SelfTransport::share(std::size_t bytes) {
   return std::make_unique<PrivateMemory>(bytes);
 }
-void SelfTransport::relax(std::uint64_t) {}
+bool SelfTransport::relax(std::uint64_t) {
+  return false;
+}
 
 void SelfTransport::abort(int code, std::string_view reason) {
   std::fprintf(stderr, "%.*s\n", static_cast<int>(reason.size()), reason.data());

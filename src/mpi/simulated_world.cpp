@@ -227,6 +227,8 @@ class SimulatedTransport final : public Transport {
     });
   }
 
+  bool has_message(int source, int tag) override { return !group_->mail[{source, rank_, tag}].empty(); }
+
   Request broadcast(std::span<std::byte> bytes, int root) override {
     const std::uint64_t number = join(rank_ == root ? bytes : std::span<std::byte>{});
     return pending([this, bytes, root, number] {
@@ -341,7 +343,10 @@ class SimulatedTransport final : public Transport {
     return std::make_unique<SimulatedMemory>(group_->windows.at(number), sizes);
   }
 
-  void relax(std::uint64_t turn) override { group_->scheduler->yield(turn); }
+  bool relax(std::uint64_t turn) override {
+    group_->scheduler->yield(turn);
+    return false;  // time is the clock's alone
+  }
 
   [[noreturn]] void abort(int code, std::string_view reason) override {
     throw InternalError(fmt::format("simulated rank {} aborted the job with {}: {}", rank_, code, reason));

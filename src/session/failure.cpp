@@ -81,6 +81,7 @@ bool is_ours(const std::exception_ptr& error) {
     agreed.error =
         make_error(outcome, rank == 0 ? agreed.message : fmt::format("rank {}: {}", rank, agreed.message));
   }
+  note_agreed(agreed.error);
   throw AgreedFailure(std::move(agreed));
 }
 

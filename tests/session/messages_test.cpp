@@ -1,82 +1,17 @@
 #include <bit>
 
-#include <sched.h>
-
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/mpi/interop.hpp>
 
+#include "../mpi/counting_transport.hpp"
 #include "session_support.hpp"
 
 namespace lockstep {
 namespace {
 
-/// What a rank has started.
-struct Count {
-  int sends = 0;
-  int receives = 0;
-  int broadcasts = 0;
-  int gathers = 0;
-  int sums = 0;
-  int ballots = 0;
-  friend bool operator==(const Count&, const Count&) = default;
-};
-
-/// Passes everything on to a communicator, and counts.
-class CountingTransport final : public Transport {
- public:
-  CountingTransport(Communicator real, std::shared_ptr<Count> count)
-      : real_(std::move(real)), count_(std::move(count)) {}
-
-  int rank() const noexcept override { return real_.rank(); }
-  int size() const noexcept override { return real_.size(); }
-  Request send(std::span<const std::byte> bytes, int destination, int tag) override {
-    ++count_->sends;
-    return real_.send(bytes, destination, tag);
-  }
-  Request receive(std::span<std::byte> bytes, int source, int tag) override {
-    ++count_->receives;
-    return real_.receive(bytes, source, tag);
-  }
-  Request broadcast(std::span<std::byte> bytes, int root) override {
-    ++count_->broadcasts;
-    real_.broadcast(bytes, root);
-    return {};
-  }
-  Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
-    ++count_->gathers;
-    const std::string text(reinterpret_cast<const char*>(mine.data()), mine.size());
-    std::byte* out = all.data();
-    for (const std::string& theirs : real_.all_gather_text(text)) {
-      out = std::ranges::copy(std::as_bytes(std::span(theirs)), out).out;
-    }
-    return {};
-  }
-  Request all_reduce_sum(std::span<float> values) override {
-    ++count_->sums;
-    return real_.all_reduce_sum(values);
-  }
-  Request all_reduce_value(std::span<std::byte> value, Combine combine) override {
-    ++count_->ballots;
-    return real_.all_reduce_value(value, combine);
-  }
-  bool test(Request& request) override { return real_.test(request); }
-  std::shared_ptr<Transport> split(int color, int key) override {
-    return std::make_shared<CountingTransport>(real_.split(color, key), count_);
-  }
-  std::shared_ptr<Transport> split_by_node() override {
-    return std::make_shared<CountingTransport>(real_.split_by_node(), count_);
-  }
-  std::unique_ptr<SharedMemory> share(std::size_t bytes) override { return real_.share(bytes); }
-  void relax(std::uint64_t) override { ::sched_yield(); }
-  [[noreturn]] void abort(int code, std::string_view reason) override {
-    real_.abort(static_cast<ExitCode>(code), reason);
-  }
-
- private:
-  Communicator real_;
-  std::shared_ptr<Count> count_;
-};
+using test::Count;
+using test::CountingTransport;
 
 /// What a rank starts in ten steps of a session with all default hooks and a timer in seconds.
 Count messages_of_ten_steps(ReductionKind kind, int per_node, const MonitoredTrainingSession::Step& step) {

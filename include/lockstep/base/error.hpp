@@ -1,5 +1,6 @@
 #pragma once
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -73,5 +74,12 @@ class InternalError : public std::logic_error {
 
 /// The exit code for an exception: that of an Error, `internal` for anything else. Local.
 ExitCode exit_code_of(const std::exception& error) noexcept;
+
+/// Notes that all ranks are told of `error`, which this rank then throws: unlike an exception that other
+/// ranks know nothing of, it needs nobody to end them. Local; main thread.
+void note_agreed(const std::exception_ptr& error) noexcept;
+
+/// True for the exception that was noted last. Local; main thread.
+bool is_agreed(const std::exception_ptr& error) noexcept;
 
 }  // namespace lockstep

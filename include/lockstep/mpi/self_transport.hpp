@@ -19,6 +19,7 @@ class SelfTransport final : public Transport {
 
   Request send(std::span<const std::byte> bytes, int destination, int tag) override;
   Request receive(std::span<std::byte> bytes, int source, int tag) override;
+  bool has_message(int source, int tag) override;
   Request broadcast(std::span<std::byte> bytes, int root) override;
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override;
   Request all_reduce_sum(std::span<float> values) override;
@@ -27,7 +28,7 @@ class SelfTransport final : public Transport {
   std::shared_ptr<Transport> split(int color, int key) override;
   std::shared_ptr<Transport> split_by_node() override;
   std::unique_ptr<SharedMemory> share(std::size_t bytes) override;
-  void relax(std::uint64_t turn) override;
+  bool relax(std::uint64_t turn) override;
   [[noreturn]] void abort(int code, std::string_view reason) override;
 
  private:

@@ -41,6 +41,9 @@ class Transport {
   /// A message may be shorter than `bytes`; what is behind it stays as it was.
   virtual Request receive(std::span<std::byte> bytes, int source, int tag) = 0;
 
+  /// True when a message that `source` has sent with `tag` can be received at once. Local.
+  virtual bool has_message(int source, int tag) = 0;
+
   virtual Request broadcast(std::span<std::byte> bytes, int root) = 0;
 
   /// `all` holds size() pieces as long as `mine`, in the order of the ranks.
@@ -69,8 +72,14 @@ class Transport {
   virtual std::unique_ptr<SharedMemory> share(std::size_t bytes) = 0;
 
   /// One turn of a wait: lets others run. `turn` counts from 0 within one wait, so that a transport can begin
-  /// by spinning and end by giving the core away. Local.
-  virtual void relax(std::uint64_t turn) = 0;
+  /// by spinning and end by giving the core away. True when it gave it away, so that some time has passed.
+  /// Local.
+  virtual bool relax(std::uint64_t turn) = 0;
+
+  /// A wait has reached its limit: what needs other ranks cannot be counted on any more, so that this
+  /// transport, those that were split from it and their memory are left as they are when they go, where
+  /// freeing them would wait for the ranks that are missing. Local.
+  virtual void abandon() noexcept {}
 
   /// Ends all processes of the job with `code`. Does not return.
   [[noreturn]] virtual void abort(int code, std::string_view reason) = 0;

@@ -1,8 +1,14 @@
 #include "program.hpp"
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <optional>
+#include <span>
 #include <string>
+
+#include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/base/executor.hpp>
@@ -33,29 +39,90 @@ std::optional<int> refused_before_mpi(const std::exception_ptr& misuse) {
   }
 }
 
+namespace {
+
+/// What a rank tells of its end.
+struct Ending {
+  std::int32_t failed = 0;
+  std::int32_t code = 0;
+  std::uint32_t length = 0;
+};
+
+/// How long a rank that failed waits for the others. Those that know of the failure may still have to write
+/// what they had begun to save; those that do not know will not come, but for the chief's word on what all
+/// have waited for.
+Seconds patience(const Communicator& world, const std::exception_ptr& failure, const Error* ours) {
+  const bool told = is_agreed(failure) || (ours != nullptr && ours->exit_code() != ExitCode::try_again);
+  if (told) return Seconds{600};
+  return Seconds{world.is_chief() ? 2.0 : 3.0};  // so that the chief speaks, where it is there
+}
+
+/// The exit code on which all ranks agree.
+int leave(const Communicator& world, const Communicator& parting, ExitCode code,
+          const std::exception_ptr& failure) {
+  Ending mine;
+  std::string text;
+  WaitPolicy policy = parting.policy();
+  if (failure) {
+    const Error* ours = nullptr;
+    try {
+      std::rethrow_exception(failure);
+    } catch (const std::exception& error) {
+      ours = dynamic_cast<const Error*>(&error);
+      code = exit_code_of(error);
+      text = error.what();
+      policy.limit = patience(world, failure, ours);
+    } catch (...) {
+      code = ExitCode::internal;
+      text = "an exception of an unknown type";
+      policy.limit = patience(world, failure, nullptr);
+    }
+    mine = {1, static_cast<std::int32_t>(code), static_cast<std::uint32_t>(text.size())};
+  }
+  try {
+    const Communicator meeting = parting.with_policy(policy);
+    const auto endings = meeting.all_gather(mine);
+    const auto first = std::ranges::find_if(endings, [](const Ending& ending) { return ending.failed != 0; });
+    if (first == endings.end()) return static_cast<int>(code);
+    const int rank = static_cast<int>(first - endings.begin());
+    text.resize(first->length);
+    meeting.broadcast_values(std::span(text), rank);
+    if (world.is_chief() && speaks_for_tasks()) {
+      std::fprintf(stderr, "error: %s%s\n", rank == 0 ? "" : fmt::format("rank {}: ", rank).c_str(),
+                   text.c_str());
+    }
+    return first->code;
+  } catch (const DeadlineExceeded& missing) {
+    if (!failure) world.abort(missing.exit_code(), text_of(missing));
+    world.abort(code, code == ExitCode::try_again ? fmt::format("error: {}\n", text)
+                                                  : fmt::format("error: rank {}: {}\n", world.rank(), text));
+  }
+}
+
+}  // namespace
+
 int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
                 const std::function<ExitCode()>& body) {
+  // Of its own, so that it is not mixed up with what a rank that fails leaves half done.
+  const Communicator parting = world.split(0, world.rank());
+  ThreadExecutor executor;
+  SystemIdentity process;
+  std::optional<PeerWatch> watch;
+  ExitCode code = ExitCode::done;
+  std::exception_ptr failure;
   try {
     if (misuse) std::rethrow_exception(misuse);
-    if (!print.empty()) {
-      if (world.is_chief()) std::fputs(print.c_str(), stdout);
-      return static_cast<int>(ExitCode::done);
+    if (print.empty()) {
+      refuse_singletons(world);
+      watch.emplace(world, executor, process);
+      code = body();
+    } else if (world.is_chief()) {
+      std::fputs(print.c_str(), stdout);
     }
-    refuse_singletons(world);
-    ThreadExecutor executor;
-    SystemIdentity process;
-    const PeerWatch watch(world, executor, process);
-    const ExitCode code = body();
-    world.barrier("all ranks to end");  // who is gone after this is not lost
-    return static_cast<int>(code);
-  } catch (const DeadlineExceeded& error) {
-    world.abort(error.exit_code(), text_of(error));
-  } catch (const Error& error) {
-    if (world.is_chief() && speaks_for_tasks()) std::fputs(text_of(error).c_str(), stderr);
-    return static_cast<int>(error.exit_code());
-  } catch (const std::exception& error) {
-    world.abort(ExitCode::internal, "rank " + std::to_string(world.rank()) + ": " + text_of(error));
+  } catch (...) {
+    failure = std::current_exception();
   }
+  return leave(world, parting, code, failure);  // who is gone after this is not lost
 }
 
 }  // namespace lockstep

@@ -14,9 +14,11 @@ namespace lockstep {
 /// launcher has told MPI nothing of the other processes. nullopt for any other misuse, or none.
 std::optional<int> refused_before_mpi(const std::exception_ptr& misuse);
 
-/// Runs the body of an MPI program and turns how it ends into the exit code of every rank. Errors of the
-/// library are thrown on all ranks, so all end in order and the chief prints the message once; after a lost
-/// rank (see PeerWatch), or an exception that nobody agreed on, the whole job is ended.
+/// Runs the body of an MPI program and turns how it ends into the exit code of every rank. All ranks meet
+/// before they leave: where any failed, all have the exit code of the lowest that did, and the chief prints
+/// its message once. A rank that failed with what the others may not know of (a wait at its limit, an
+/// exception that nobody agreed on) gives them some seconds to come and then ends the job; so does PeerWatch
+/// when a rank has died. Collective.
 ///
 /// The command line was read before MPI could say which rank this is: `misuse` is what was wrong with it, or
 /// null, and `print` a text that the chief prints instead of running the body (help, version), or empty.

@@ -102,10 +102,11 @@ class BadInput(EndToEnd):
                 self.assertEqual(len(ended.errors()), 1, str(ended))
                 for word in words:
                     self.assertRegex(ended.err[ended.err.index("error: "):], word)
-        # Nobody saves there: the job ends at the limit. A rank may be ended before it has said so.
-        ended = harness.run(3, harness.EVAL, "--dataset", "idx", "--data_dir", self.data, "--checkpoint_dir",
+        # Nobody saves there: the job ends at the limit, and the chief says so for all.
+        ended = harness.run_each(3, harness.EVAL, "--dataset", "idx", "--data_dir", self.data, "--checkpoint_dir",
                             self.folder, "--wait_for_step", 5, "--max_wait_secs", 0.2)
-        self.assertEqual(ended.code, 75, str(ended))
+        self.assertEqual(ended.codes, [75] * 3, str(ended))
+        self.assertEqual(len(ended.errors()), 1, str(ended))
         self.assertRegex(ended.err, f"error: .*step 5 .*{self.folder}.*")
         self.assertEqual(harness.snapshot(self.folder), {})
 

@@ -27,8 +27,8 @@ void AvgPool2d::forward(const Pass& pass, std::span<const float> input, std::spa
         for (std::size_t y = 0; y < p.size; ++y) {
           for (std::size_t x = 0; x < p.size; ++x) {
             const float* __restrict pixel =
-                input.data() + ((sample * p.height + row * p.stride + y) * p.width + column * p.stride + x) *
-                                   p.channels;
+                input.data() +
+                ((sample * p.height + row * p.stride + y) * p.width + column * p.stride + x) * p.channels;
             for (std::size_t c = 0; c < p.channels; ++c) sum[c] += pixel[c];
           }
         }

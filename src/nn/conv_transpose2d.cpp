@@ -22,10 +22,10 @@ Convolution& convolution_of(const Pass& pass) {
 
 ConvTranspose2d::ConvTranspose2d(std::int64_t filters, std::int64_t kernel, std::int64_t stride) {
   if (filters < 1 || kernel < 1 || stride < 1) {
-    throw UsageError(
-        fmt::format("a transposed convolution of {} filters, kernel {}, stride {} cannot be; give sizes of at "
-                    "least 1",
-                    filters, kernel, stride));
+    throw UsageError(fmt::format(
+        "a transposed convolution of {} filters, kernel {}, stride {} cannot be; give sizes of at "
+        "least 1",
+        filters, kernel, stride));
   }
   shape_.input_channels = filters;
   shape_.kernel = {1, kernel, kernel};
@@ -39,8 +39,8 @@ std::string ConvTranspose2d::describe() const {
 
 Shape ConvTranspose2d::declare(State& state, const std::string& name, const Shape& input) {
   if (input.size() != 3) {
-    throw UsageError(fmt::format("a transposed convolution takes samples of 2 dimensions and channels (got {})",
-                                 to_string(input)));
+    throw UsageError(fmt::format(
+        "a transposed convolution takes samples of 2 dimensions and channels (got {})", to_string(input)));
   }
   shape_.output_channels = input[2];
   for (std::size_t d = 1; d < 3; ++d) {

@@ -26,8 +26,8 @@ class ConvolutionByProducts final : public Convolution {
     for (std::int64_t sample = 0; sample < samples; ++sample) {
       for (std::int64_t group = 0; group < shape_.groups; ++group) {
         gather(input.data() + sample * input_size() + group * in_);
-        kernels_.gemm(Transpose::no, Transpose::no, shape_.output_positions(), out_, columns_, windows_.data(),
-                      columns_, weight.data() + group * out_, shape_.output_channels, false,
+        kernels_.gemm(Transpose::no, Transpose::no, shape_.output_positions(), out_, columns_,
+                      windows_.data(), columns_, weight.data() + group * out_, shape_.output_channels, false,
                       output.data() + sample * output_size() + group * out_, shape_.output_channels);
       }
     }
@@ -84,9 +84,9 @@ class ConvolutionByProducts final : public Convolution {
               for (std::int64_t kx = 0; kx < shape_.kernel[2]; ++kx) {
                 const std::int64_t px = x * shape_.stride[2] - shape_.padding[2] + kx;
                 const bool valid = inside(0, pz) && inside(1, py) && inside(2, px);
-                function(valid ? ((pz * shape_.input[1] + py) * shape_.input[2] + px) * shape_.input_channels
-                               : -1,
-                         at);
+                function(
+                    valid ? ((pz * shape_.input[1] + py) * shape_.input[2] + px) * shape_.input_channels : -1,
+                    at);
                 at += static_cast<std::size_t>(in_);
               }
             }
@@ -118,7 +118,7 @@ class ConvolutionByProducts final : public Convolution {
 
   const Kernels& kernels_;
   ConvolutionShape shape_;
-  std::int64_t in_;   // channels of a group
+  std::int64_t in_;  // channels of a group
   std::int64_t out_;
   std::int64_t columns_;
   std::vector<float> windows_;

@@ -24,10 +24,10 @@ ConvolutionLayer::ConvolutionLayer(std::size_t dimensions, std::int64_t filters,
     : dimensions_(dimensions), options_(options) {
   if (filters < 1 || kernel < 1 || options.stride < 1 || options.padding < 0 || options.groups < 1 ||
       filters % options.groups != 0) {
-    throw UsageError(
-        fmt::format("a convolution of {} filters, kernel {}, stride {}, padding {}, {} groups cannot be; give "
-                    "sizes of at least 1, a padding of at least 0, and groups that divide the filters",
-                    filters, kernel, options.stride, options.padding, options.groups));
+    throw UsageError(fmt::format(
+        "a convolution of {} filters, kernel {}, stride {}, padding {}, {} groups cannot be; give "
+        "sizes of at least 1, a padding of at least 0, and groups that divide the filters",
+        filters, kernel, options.stride, options.padding, options.groups));
   }
   shape_.output_channels = filters;
   shape_.groups = options.groups;
@@ -39,8 +39,8 @@ ConvolutionLayer::ConvolutionLayer(std::size_t dimensions, std::int64_t filters,
 }
 
 std::string ConvolutionLayer::describe() const {
-  std::string text = fmt::format("{} {} -> {}, kernel {}", kind(), shape_.input_channels, shape_.output_channels,
-                                 shape_.kernel[2]);
+  std::string text = fmt::format("{} {} -> {}, kernel {}", kind(), shape_.input_channels,
+                                 shape_.output_channels, shape_.kernel[2]);
   if (options_.stride > 1) text += fmt::format(", stride {}", options_.stride);
   if (options_.padding > 0) text += fmt::format(", padding {}", options_.padding);
   if (options_.groups > 1) text += fmt::format(", {} groups", options_.groups);
@@ -64,7 +64,8 @@ Shape ConvolutionLayer::declare(State& state, const std::string& name, const Sha
     output.push_back(shape_.output(at));
   }
   if (shape_.input_channels % shape_.groups != 0) {
-    throw UsageError(fmt::format("{} groups do not divide {} channels", shape_.groups, shape_.input_channels));
+    throw UsageError(
+        fmt::format("{} groups do not divide {} channels", shape_.groups, shape_.input_channels));
   }
   output.push_back(shape_.output_channels);
   Shape weight(dimensions_, shape_.kernel[2]);

@@ -31,8 +31,8 @@ void MaxPool2d::forward(const Pass& pass, std::span<const float> input, std::spa
         for (std::size_t y = 0; y < p.size; ++y) {
           for (std::size_t x = 0; x < p.size; ++x) {
             const float* __restrict pixel =
-                input.data() + ((sample * p.height + row * p.stride + y) * p.width + column * p.stride + x) *
-                                   p.channels;
+                input.data() +
+                ((sample * p.height + row * p.stride + y) * p.width + column * p.stride + x) * p.channels;
             const auto number = static_cast<float>(y * p.size + x);
             if (number == 0) {
               std::copy_n(pixel, p.channels, best);

@@ -1,5 +1,8 @@
+#include <algorithm>
 #include <bit>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -67,8 +70,8 @@ class Ticking final : public Clock {
   mutable Seconds now_{0};
 };
 
-/// "rank 2", "ranks 1-3, 5", but for `here`.
-std::string all_but(int ranks, const std::vector<int>& away) {
+/// "rank 2", "ranks 1-3, 5".
+std::string names_of(int ranks, const std::vector<int>& away) {
   std::vector<int> list;
   for (const int rank : away) {
     if (rank < ranks) list.push_back(rank);
@@ -78,7 +81,8 @@ std::string all_but(int ranks, const std::vector<int>& away) {
 
 }  // namespace
 
-TEST_CASE("every wait ends within 100 ms of its limit, however long a turn of it takes, and is then given up") {
+TEST_CASE(
+    "every wait ends within 100 ms of its limit, however long a turn of it takes, and is then given up") {
   const std::vector<std::pair<std::string, void (*)(const Communicator&)>> waits = {
       {"a barrier", [](const Communicator& world) { world.barrier("a barrier"); }},
       {"a gather", [](const Communicator& world) { world.all_gather(world.rank()); }},
@@ -87,7 +91,8 @@ TEST_CASE("every wait ends within 100 ms of its limit, however long a turn of it
          world.wait_until(
              "a word", [] { return false; }, [] { return std::string("rank 1"); });
        }}};
-  for (const auto& [what, wait] : waits) {
+  for (const auto& entry : waits) {
+    const std::string& what = entry.first;
     for (const double limit : {0.02, 0.5, 10.0, 7200.0}) {
       CAPTURE(what);
       CAPTURE(limit);
@@ -98,7 +103,7 @@ TEST_CASE("every wait ends within 100 ms of its limit, however long a turn of it
       const Seconds start = clock->now();
       std::string error;
       try {
-        wait(world);
+        entry.second(world);
       } catch (const DeadlineExceeded& exceeded) {
         error = exceeded.what();
       }
@@ -110,7 +115,8 @@ TEST_CASE("every wait ends within 100 ms of its limit, however long a turn of it
       // Notices after 5 s, and whenever the wait has doubled.
       const std::size_t notices = limit < 5 ? 0 : limit < 100 ? 1 : 11;
       CHECK(messages->lines.size() == notices);
-      for (const std::string& line : messages->lines) CHECK(line.find("s for " + what + "; missing: ") != std::string::npos);
+      for (const std::string& line : messages->lines)
+        CHECK(line.find("s for " + what + "; missing: ") != std::string::npos);
     }
   }
 }
@@ -118,7 +124,8 @@ TEST_CASE("every wait ends within 100 ms of its limit, however long a turn of it
 TEST_CASE("a barrier names just those that have not come, in notices and at its limit") {
   for (int ranks = 2; ranks <= 9; ++ranks) {
     for (int first = 1; first < ranks; ++first) {
-      for (const std::vector<int>& away : {std::vector{first}, {first, first + 2}, {first, first + 1, first + 3}}) {
+      for (const std::vector<int>& away :
+           {std::vector{first}, {first, first + 2}, {first, first + 1, first + 3}}) {
         CAPTURE(ranks);
         CAPTURE(first);
         const auto messages = std::make_shared<Messages>();
@@ -135,14 +142,14 @@ TEST_CASE("a barrier names just those that have not come, in notices and at its 
             errors[static_cast<std::size_t>(world.rank())] = error.what();
           }
         });
-        const std::string names = "missing: " + all_but(ranks, away);
+        const std::string names = "missing: " + names_of(ranks, away);
         CHECK(errors[0].find("for all to come; " + names + ";") != std::string::npos);
         CHECK(messages->lines.size() == 1);  // after 5 s
         for (const std::string& line : messages->lines) CHECK(line.ends_with("for all to come; " + names));
         for (int rank = 1; rank < ranks; ++rank) {
           const bool is_away = std::ranges::count(away, rank) != 0;
-          const bool told =
-              errors[static_cast<std::size_t>(rank)].find("missing: rank 0, or a rank that it waits for;") != std::string::npos;
+          const bool told = errors[static_cast<std::size_t>(rank)].find(
+                                "missing: rank 0, or a rank that it waits for;") != std::string::npos;
           CHECK(told == !is_away);
         }
       }
@@ -157,7 +164,8 @@ TEST_CASE("a barrier holds all until the last has come, asked who is there or no
         std::vector<int> came(static_cast<std::size_t>(ranks));
         SimulatedWorld{ranks, 0, seed}.run([&](const Communicator& world) {
           // Where each look at the clock takes a second, the chief asks in every barrier.
-          const auto waiting = slow ? world.with_policy({.clock = std::make_shared<Ticking>(), .log = Log()}) : world;
+          const auto waiting =
+              slow ? world.with_policy({.clock = std::make_shared<Ticking>(), .log = Log()}) : world;
           for (int round = 1; round <= 6; ++round) {
             came[static_cast<std::size_t>(world.rank())] = round;
             waiting.barrier("a round");

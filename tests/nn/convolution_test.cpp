@@ -19,8 +19,9 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-ConvolutionShape shape_of(std::array<std::int64_t, 3> input, std::int64_t in, std::int64_t out, std::int64_t kernel,
-                          std::int64_t stride, std::int64_t padding, std::int64_t groups) {
+ConvolutionShape shape_of(std::array<std::int64_t, 3> input, std::int64_t in, std::int64_t out,
+                          std::int64_t kernel, std::int64_t stride, std::int64_t padding,
+                          std::int64_t groups) {
   ConvolutionShape shape{.input = input, .input_channels = in, .output_channels = out, .groups = groups};
   for (std::size_t d = input[0] == 1 ? 1 : 0; d < 3; ++d) {
     shape.kernel[d] = kernel;
@@ -31,12 +32,12 @@ ConvolutionShape shape_of(std::array<std::int64_t, 3> input, std::int64_t in, st
 }
 
 std::vector<ConvolutionShape> ragged_shapes() {
-  return {shape_of({1, 5, 5}, 1, 1, 1, 1, 0, 1),    shape_of({1, 7, 6}, 1, 3, 5, 1, 0, 1),
-          shape_of({1, 9, 8}, 3, 17, 3, 1, 1, 1),   shape_of({1, 12, 12}, 32, 64, 5, 1, 0, 1),
-          shape_of({1, 8, 9}, 16, 32, 3, 2, 1, 1),  shape_of({1, 8, 8}, 16, 32, 1, 2, 0, 1),
-          shape_of({1, 6, 7}, 6, 4, 3, 1, 2, 2),    shape_of({1, 6, 6}, 32, 32, 3, 1, 1, 2),
-          shape_of({1, 6, 6}, 8, 8, 3, 1, 1, 8),    shape_of({4, 5, 6}, 1, 3, 3, 1, 1, 1),
-          shape_of({5, 5, 5}, 16, 16, 3, 2, 1, 1),  shape_of({3, 4, 5}, 4, 6, 2, 1, 0, 2)};
+  return {shape_of({1, 5, 5}, 1, 1, 1, 1, 0, 1),   shape_of({1, 7, 6}, 1, 3, 5, 1, 0, 1),
+          shape_of({1, 9, 8}, 3, 17, 3, 1, 1, 1),  shape_of({1, 12, 12}, 32, 64, 5, 1, 0, 1),
+          shape_of({1, 8, 9}, 16, 32, 3, 2, 1, 1), shape_of({1, 8, 8}, 16, 32, 1, 2, 0, 1),
+          shape_of({1, 6, 7}, 6, 4, 3, 1, 2, 2),   shape_of({1, 6, 6}, 32, 32, 3, 1, 1, 2),
+          shape_of({1, 6, 6}, 8, 8, 3, 1, 1, 8),   shape_of({4, 5, 6}, 1, 3, 3, 1, 1, 1),
+          shape_of({5, 5, 5}, 16, 16, 3, 2, 1, 1), shape_of({3, 4, 5}, 4, 6, 2, 1, 0, 2)};
 }
 
 /// Every pixel and weight in turn, in double: what a convolution is.
@@ -44,7 +45,8 @@ struct Reference {
   std::vector<double> output, input_gradient, weight_gradient, bias_gradient;
 
   Reference(const ConvolutionShape& s, std::int64_t samples, std::span<const float> input,
-            std::span<const float> weight, std::span<const float> bias, std::span<const float> output_gradient)
+            std::span<const float> weight, std::span<const float> bias,
+            std::span<const float> output_gradient)
       : output(output_gradient.size()),
         input_gradient(input.size()),
         weight_gradient(weight.size()),
@@ -68,7 +70,8 @@ struct Reference {
                       const std::int64_t pz = z * s.stride[0] - s.padding[0] + kz;
                       const std::int64_t py = y * s.stride[1] - s.padding[1] + ky;
                       const std::int64_t px = x * s.stride[2] - s.padding[2] + kx;
-                      if (pz < 0 || py < 0 || px < 0 || pz >= s.input[0] || py >= s.input[1] || px >= s.input[2]) {
+                      if (pz < 0 || py < 0 || px < 0 || pz >= s.input[0] || py >= s.input[1] ||
+                          px >= s.input[2]) {
                         continue;
                       }
                       const auto pixel = static_cast<std::size_t>(
@@ -135,7 +138,8 @@ TEST_CASE("convolutions are what they say for ragged shapes and every library") 
       const Case c{shape, 3};
       CAPTURE(kernels->name());
       CAPTURE(to_string({shape.input[0], shape.input[1], shape.input[2], shape.input_channels}));
-      CAPTURE(to_string({shape.kernel[2], shape.stride[2], shape.padding[2], shape.groups, shape.output_channels}));
+      CAPTURE(to_string(
+          {shape.kernel[2], shape.stride[2], shape.padding[2], shape.groups, shape.output_channels}));
       const auto convolution = kernels->convolution(shape, 3);
       const Run run = c.run(*convolution);
       const Reference expected(shape, 3, c.input, c.weight, c.bias, c.gradient);
@@ -148,8 +152,7 @@ TEST_CASE("convolutions are what they say for ragged shapes and every library") 
       convolution->forward(3, c.input, c.weight, {}, output);
       convolution->weight_gradient(3, c.input, c.gradient, weight_gradient, {});
       const std::vector<float> zeros(c.bias.size());
-      check_close("without bias", output,
-                  Reference(shape, 3, c.input, c.weight, zeros, c.gradient).output);
+      check_close("without bias", output, Reference(shape, 3, c.input, c.weight, zeros, c.gradient).output);
       check_close("weight gradient alone", weight_gradient, expected.weight_gradient);
     }
   }

@@ -109,6 +109,10 @@ TEST_CASE("close may come twice, run may not come after it, and a destructor nev
   everywhere(test::check_closing);
 }
 
+TEST_CASE("who asked to stop, when and why is in the chief's log, whatever it was") {
+  everywhere(test::check_why_it_stopped);
+}
+
 TEST_CASE("an exception between steps leaves a failed status, no final save and no lock") {
   everywhere(test::check_an_exception_between_steps);
 }

@@ -7,6 +7,7 @@
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 
+#include "failing_saver.hpp"
 #include "session_support.hpp"
 
 // What a session must do, run over simulated ranks and over real MPI ranks. Checks never leave early: all
@@ -322,8 +323,25 @@ inline const std::vector<std::string>& all_phases() {
                                                   "local_init",   "after_create_session",
                                                   "before_run",   "before_reduce",
                                                   "after_reduce", "slice",
-                                                  "after_run",    "end"};
+                                                  "after_run",    "save",
+                                                  "before_save",  "after_save",
+                                                  "thread",       "end"};
   return phases;
+}
+
+/// Those of the chief alone.
+inline bool is_of_chief(const std::string& phase) {
+  return phase == "init_fn" || phase == "save" || phase == "before_save" || phase == "after_save";
+}
+
+/// Where the session says that it was.
+inline std::string place_of(const std::string& phase) {
+  if (phase == "init_fn" || phase == "local_init") return phase;
+  if (phase == "before_reduce" || phase == "after_reduce" || phase == "slice") return "the step";
+  if (phase == "thread") return "thread 'feeder'";
+  if (phase == "save" || phase == "before_save") return "after_run of 'checkpoint_saver'";
+  if (phase == "after_save") return "before_run of 'checkpoint_saver'";
+  return phase + " of 'recorder'";
 }
 
 /// One rank throws in one phase: every rank throws the same, and nothing is saved that should not be.
@@ -337,7 +355,7 @@ inline void check_error(const Communicator& world, int who, const std::string& p
   const SharedFolder folder(world);
   Rank rank(world);
   auto options = rank.options(folder.path);
-  options.save_checkpoint_steps = 2;
+  options.save_checkpoint_secs = 0;
   options.config.ranks_per_node = per_node;
   options.config.share_parameters = shared;
   const auto boom = [&](std::string_view now, std::int64_t number) {
@@ -351,8 +369,26 @@ inline void check_error(const Communicator& world, int who, const std::string& p
   options.scaffold.local_init = [&](State&) { boom("local_init", 0); };
   const auto recorder = std::make_shared<Recorder>([&](std::string_view now, RunContext& context) {
     boom(now, now == "after_run" ? context.global_step() - 1 : context.global_step());
+    if (now != "before_run") return;
+    context.coordinator().stop_on_exception([&] { boom("thread", context.global_step()); }, "feeder");
   });
-  options.hooks = {recorder, last_step(3)};
+  class Listener final : public CheckpointSaverListener {
+   public:
+    explicit Listener(std::function<void(std::string_view, std::int64_t)> act) : act_(std::move(act)) {}
+    void before_save(std::int64_t step) override { act_("before_save", step); }
+    bool after_save(std::int64_t step) override {
+      act_("after_save", step);
+      return false;
+    }
+
+   private:
+    std::function<void(std::string_view, std::int64_t)> act_;
+  };
+  options.config.executor = std::make_shared<FailingSaver>([&] { boom("save", rank.state.global_step()); },
+                                                           std::make_shared<InlineExecutor>());
+  options.hooks = {recorder, last_step(3),
+                   std::make_shared<CheckpointSaverHook>(CheckpointSaverHook::Options{
+                       .save_steps = 2, .listeners = {std::make_shared<Listener>(boom)}})};
   std::unique_ptr<MonitoredTrainingSession> session;
   const auto error = thrown([&] {
     session = std::make_unique<MonitoredTrainingSession>(world, rank.state, options);
@@ -396,7 +432,12 @@ inline void check_error(const Communicator& world, int who, const std::string& p
   }
   if (world.is_chief()) {
     // No final save; but one whose `end` threw is made all the same.
-    if (created) CHECK(folder.saved() == (phase == "end" ? Steps{0, 2, 3} : Steps{0, 2}));
+    const bool unsaved = phase == "save" || phase == "before_save";
+    if (created)
+      CHECK(folder.saved() == (phase == "end" ? Steps{0, 2, 3} : unsaved ? Steps{0} : Steps{0, 2}));
+    const std::string failed = "rank " + std::to_string(who) + " failed at step ";
+    CHECK(rank.messages->contain(failed));
+    CHECK(rank.messages->contain(" in " + place_of(phase) + ": boom in " + phase));
     CHECK(!folder.locked());
     if (phase != "begin") {  // before it, nothing was opened
       CHECK(folder.status().state == "failed");
@@ -408,7 +449,7 @@ inline void check_error(const Communicator& world, int who, const std::string& p
 
 inline void check_errors(const Communicator& world, int per_node, bool shared) {
   for (const auto& phase : all_phases()) {
-    for (int who = 0; who < (phase == "init_fn" ? 1 : world.size()); ++who) {
+    for (int who = 0; who < (is_of_chief(phase) ? 1 : world.size()); ++who) {
       check_error(world, who, phase, true, per_node, shared);
     }
   }
@@ -444,7 +485,7 @@ inline void check_a_torn_step_is_not_saved(const Communicator& world) {
 
 inline void check_errors_without_gradients(const Communicator& world) {
   for (const auto& phase : all_phases()) {
-    for (int who = 0; who < (phase == "init_fn" ? 1 : world.size()); ++who) {
+    for (int who = 0; who < (is_of_chief(phase) ? 1 : world.size()); ++who) {
       check_error(world, who, phase, false, 0, false);
     }
   }
@@ -512,6 +553,23 @@ inline void check_a_deadline_of_the_program(const Communicator& world) {
 
 // --- ranks that differ ---
 
+/// A text of "rank 0 has A, rank {} has B", for the rank that is odd: when that is the chief, all others are.
+inline std::string told_of(std::string text, int odd, int ranks) {
+  constexpr std::string_view kChief = ": rank 0 has ";
+  constexpr std::string_view kOdd = ", rank {} has ";
+  const auto chief = text.find(kChief);
+  const auto other = text.find(kOdd);
+  if (odd > 0 || other == std::string::npos) {
+    const auto at = text.find("{}");
+    if (odd > 0) return text.replace(at, 2, std::to_string(odd));
+    return text.replace(text.find("rank {}: "), 9, "");
+  }
+  const std::string others = ranks == 2 ? "rank 1 has " : ranks == 3 ? "ranks 1, 2 have " : "ranks 1-3 have ";
+  const std::string of_chief = text.substr(chief + kChief.size(), other - chief - kChief.size());
+  return text.substr(0, chief) + std::string(kChief) + text.substr(other + kOdd.size()) + ", " + others +
+         of_chief;
+}
+
 inline void check_differences_at_start(const Communicator& world) {
   if (world.size() == 1) return;
   struct Difference {
@@ -544,16 +602,13 @@ inline void check_differences_at_start(const Communicator& world) {
        [](Rank&, auto& options) { options.save_checkpoint_steps = -1; }},
   };
   for (const auto& difference : differences) {
-    for (int odd = 1; odd < world.size(); ++odd) {
+    for (int odd = 0; odd < world.size(); ++odd) {
       Rank rank(world);
       auto options = rank.options();
       options.hooks = {last_step(5)};
       if (world.rank() == odd) difference.make(rank, options);
       const auto error = thrown([&] { MonitoredTrainingSession(world, rank.state, options); });
-      std::string expected = difference.expected;
-      if (const auto at = expected.find("{}"); at != std::string::npos) {
-        expected.replace(at, 2, std::to_string(odd));
-      }
+      const std::string expected = told_of(difference.expected, odd, world.size());
       CAPTURE(error);
       CAPTURE(expected);
       CHECK(contains(error, expected));
@@ -814,6 +869,65 @@ inline void check_closing(const Communicator& world) {
     CHECK(next.messages->contain("while closing the session: no end"));
     CHECK(folder.saved() == Steps{0, 2, 3});
     CHECK(!folder.locked());
+  }
+}
+
+/// Who asked, at which step, for which reason: in the chief's log, whatever it was.
+inline void check_why_it_stopped(const Communicator& world) {
+  for (int who = 0; who < world.size(); ++who) {
+    for (const std::string_view cause :
+         {"hook", "program", "signal", "time", "input", "last step", "close", "error"}) {
+      CAPTURE(who);
+      CAPTURE(cause);
+      const bool me = world.rank() == who;
+      const std::string on_rank = " on rank " + std::to_string(who);
+      Rank rank(world);
+      auto options = rank.options();
+      if (cause == "time") options.config.max_run_secs = 5;
+      options.hooks = {std::make_shared<Recorder>([&](std::string_view phase, RunContext& context) {
+        if (me && cause == "hook" && phase == "before_run" && context.global_step() == 2) {
+          context.request_stop("enough");
+        }
+      })};
+      if (cause == "last step") options.hooks.push_back(last_step(3));
+      MonitoredTrainingSession session(world, rank.state, options);
+      static_cast<void>(thrown([&] {
+        while (!session.should_stop() && !(cause == "close" && session.global_step() == 3)) {
+          if (me && session.global_step() == 2 && cause == "program") session.request_stop("enough");
+          if (me && session.global_step() == 2 && cause == "signal") rank.signals->raise(15);
+          rank.clock->advance(Seconds{2});
+          session.run([&](StepContext& step) {
+            if (me && step.number() == 3 && cause == "input") throw EndOfInput();
+            if (me && step.number() == 3 && cause == "error") throw DataError("boom");
+            return gradient_step(step);
+          });
+        }
+        session.close();
+      }));
+      const std::string expected = cause == "hook"      ? "enough|(asked by recorder" + on_rank + ")"
+                                   : cause == "program" ? "enough|(asked by the program" + on_rank + ")"
+                                   : cause == "signal"  ? "SIGTERM" + on_rank + " (asked by a signal"
+                                   : cause == "time"    ? "the time limit of 5 s|on rank 0)"
+                                   : cause == "input"
+                                       ? "end of input" + on_rank + " (asked by the step" + on_rank + ")"
+                                   : cause == "last step" ? "reached step 3 (asked by stop_at_step)"
+                                                          : "closed by the program (asked by the program)";
+      const std::int64_t stopped = session.global_step();
+      if (cause != "time") CHECK(stopped == 3);
+      CHECK(session.stop_cause().step == stopped);
+      if (!world.is_chief()) continue;
+      if (cause == "error") {
+        CHECK(rank.messages->contain("rank " + std::to_string(who) + " failed at step 3 in the step: boom"));
+        continue;
+      }
+      const auto cut = expected.find('|');
+      const auto said = std::ranges::count_if(rank.messages->lines, [&](const std::string& line) {
+        return line.starts_with("stopped after step " + std::to_string(stopped) + ": " +
+                                expected.substr(0, cut)) &&
+               (cut == std::string::npos || contains(line, expected.substr(cut + 1)));
+      });
+      CHECK(said == 1);
+    }
   }
 }
 

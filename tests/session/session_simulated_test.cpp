@@ -1,5 +1,6 @@
 #include <lockstep/mpi/simulated_world.hpp>
 
+#include "../mpi/counting_transport.hpp"
 #include "session_case_list.hpp"
 #include "session_manager_cases.hpp"
 
@@ -24,34 +25,37 @@ TEST_CASE("errors reach all simulated ranks on one node, on several, and where p
   }
 }
 
-TEST_CASE("a rank that stays away is named when max_wait_secs are over") {
-  class Ticking final : public Clock {
-   public:
-    Seconds now() const override { return now_ += Seconds{1}; }
-    double wall_seconds() const override { return 0; }
-    void sleep(Seconds) override {}
-
-   private:
-    mutable Seconds now_{0};
-  };
-  for (int late = 1; late < 3; ++late) {
-    std::vector<std::string> errors(3);
-    WaitPolicy policy;
-    policy.clock = std::make_shared<Ticking>();
-    SimulatedWorld{3}.run(
-        [&](const Communicator& world) {
-          if (world.rank() == late) return;
-          test::Rank rank(world);
-          auto options = rank.options();
-          options.max_wait_secs = 3;
-          errors[static_cast<std::size_t>(world.rank())] =
-              test::thrown([&] { MonitoredTrainingSession(world, rank.state, options); });
-        },
-        policy);
-    CHECK(errors[0].starts_with("DeadlineExceeded: "));
-    CHECK(
-        test::contains(errors[0], "all ranks to create the session; missing: rank " + std::to_string(late)));
-    CHECK(errors[static_cast<std::size_t>(3 - late)].starts_with("DeadlineExceeded: "));
+// TF: SessionManager.testWaitForSessionReturnsNoneAfterTimeout
+TEST_CASE("a rank that stays away is named while the others wait, and when max_wait_secs are over") {
+  for (int ranks = 2; ranks <= 4; ++ranks) {
+    for (int away = 0; away < ranks; ++away) {
+      CAPTURE(ranks);
+      CAPTURE(away);
+      const auto messages = std::make_shared<test::Messages>();
+      std::vector<std::string> errors(static_cast<std::size_t>(ranks));
+      SimulatedWorld{ranks}.run([&](const Communicator& world) {
+        if (world.rank() == away) return;
+        const auto clock = std::make_shared<FakeClock>();
+        const Communicator waiting(
+            std::make_shared<test::CountingTransport>(world, std::make_shared<test::Count>(), clock),
+            {.clock = clock, .log = world.is_chief() ? Log(messages) : Log()});
+        test::Rank rank(waiting);
+        auto options = rank.options();
+        options.max_wait_secs = 8;
+        errors[static_cast<std::size_t>(world.rank())] =
+            test::thrown([&] { MonitoredTrainingSession(waiting, rank.state, options); });
+        CHECK(clock->now().count() == doctest::Approx(8).epsilon(0.01));
+      });
+      const std::string what = "for all ranks to create the session; missing: ";
+      const std::string name = "rank " + std::to_string(away);
+      for (int rank = 0; rank < ranks; ++rank) {
+        if (rank == away) continue;
+        CHECK(errors[static_cast<std::size_t>(rank)].starts_with("DeadlineExceeded: "));
+        CHECK(test::contains(errors[static_cast<std::size_t>(rank)],
+                             what + (rank == 0 ? name : "rank 0, or a rank that it waits for") + ";"));
+      }
+      CHECK(messages->contain(what + name) == (away != 0));
+    }
   }
 }
 

@@ -6,8 +6,8 @@
 
 namespace lockstep {
 
-/// Sizes of a convolution over up to three spatial dimensions (depth, height, width; unused ones have an extent
-/// and a kernel of 1).
+/// Sizes of a convolution over up to three spatial dimensions (depth, height, width; unused ones have an
+/// extent and a kernel of 1).
 struct ConvolutionShape {
   std::array<std::int64_t, 3> input = {1, 1, 1};
   std::array<std::int64_t, 3> kernel = {1, 1, 1};

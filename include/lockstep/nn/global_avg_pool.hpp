@@ -15,7 +15,8 @@ class GlobalAvgPool final : public Layer {
 
   Shape declare(State&, const std::string&, const Shape& input) override {
     if (input.size() < 2) {
-      throw UsageError("a global_avg_pool layer takes samples [..., channels] (got " + to_string(input) + ")");
+      throw UsageError("a global_avg_pool layer takes samples [..., channels] (got " + to_string(input) +
+                       ")");
     }
     channels_ = static_cast<std::size_t>(input.back());
     positions_ = static_cast<std::size_t>(element_count(input)) / channels_;

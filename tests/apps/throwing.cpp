@@ -87,6 +87,7 @@ ExitCode train(const Communicator& world, const Trouble& trouble, const std::str
   MonitoredTrainingSession session(world, state, options);
   const MonitoredTrainingSession::Step step = [&](StepContext& context) {
     trouble.here("step", context.number() == 2);
+    trouble.here("slow chief", context.number() == 2);
     const std::vector<float> gradients(context.state().parameter_elements());
     context.reduce(gradients);
     trouble.here("late step", context.number() == 2);
@@ -108,5 +109,14 @@ int main(int argc, char** argv) {
   const lockstep::Environment environment(&argc, &argv);
   const lockstep::Communicator world = environment.world();
   const Trouble trouble{argv[1], std::atoi(argv[2]) == world.rank()};
-  return lockstep::run_program(world, nullptr, "", [&] { return train(world, trouble, argv[3]); });
+  return lockstep::run_program(world, nullptr, "", [&] {
+    try {
+      return train(world, trouble, argv[3]);
+    } catch (const std::exception&) {
+      // The chief has something to bring to an end, longer than ranks wait for those that know of nothing.
+      if (trouble.phase == "slow chief" && world.is_chief())
+        lockstep::SystemClock().sleep(lockstep::Seconds{4});
+      throw;
+    }
+  });
 }

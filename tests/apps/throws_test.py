@@ -56,6 +56,12 @@ class Throws(EndToEnd):
                     self.assertTrue(all(name.endswith(("0.h5", "2.h5", "4.h5", "6.h5", "8.h5"))
                                         for name in harness.checkpoints(directory)), "no final save of an odd step")
 
+    def test_a_chief_that_takes_its_time(self):
+        """A rank that knows that all know of its error waits for the others, however long they take."""
+        ended, _ = self.ended(3, 2, "slow chief")
+        self.assertEqual(ended.codes, [70] * 3, str(ended))
+        self.assertEqual(ended.errors(), ["error: rank 2: boom in slow chief"], str(ended))
+
     def test_nobody_throws(self):
         for ranks in (1, 3):
             ended, directory = self.ended(ranks, 0, "none")

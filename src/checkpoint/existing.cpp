@@ -43,7 +43,8 @@ bool checkpoint_exists(FileSystem& files, const std::filesystem::path& path) {
   return checkpoint_time(files, path).has_value();
 }
 
-bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, const Log& log) {
+bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, const Log& log,
+                       const MacKey* key) {
   const std::string name = path.filename().string();
   if (!is_checkpoint_name(name)) {
     throw UsageError(fmt::format("'{}' is no name of a checkpoint, such as ckpt-00001200.h5", name));
@@ -67,9 +68,9 @@ bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, con
     return false;
   }
   // The state file first: it must never name what somebody removed on purpose.
-  if (auto state = read_state_file(*directory).state) {
+  if (auto state = read_state_file(*directory, key).state) {
     const auto named = [&](const CheckpointRecord& record) { return record.file == name; };
-    if (std::erase_if(state->checkpoints, named) > 0) write_state_file(*directory, *state);
+    if (std::erase_if(state->checkpoints, named) > 0) write_state_file(*directory, *state, key);
   }
   directory->remove(name);
   directory->sync();

@@ -17,8 +17,8 @@ constexpr int kAttempts = 5;
 
 }  // namespace
 
-Candidates find_candidates(Directory& directory, const std::string& basename) {
-  const ParsedStateFile hint = read_state_file(directory);
+Candidates find_candidates(Directory& directory, const std::string& basename, const MacKey* key) {
+  const ParsedStateFile hint = read_state_file(directory, key);
   auto found = scan_checkpoints(directory, basename);
   Candidates result;
   if (hint.state) {
@@ -69,7 +69,7 @@ std::optional<CheckpointFile> newest_checkpoint(Directory& directory, const Log&
   for (int attempt = 0;; ++attempt) {
     std::vector<std::string> reasons;
     bool vanished = false;
-    for (const Candidate& candidate : find_candidates(directory, basename).all) {
+    for (const Candidate& candidate : find_candidates(directory, basename, key).all) {
       const std::string& name = candidate.checkpoint.file;
       try {
         CheckpointFile file(directory, name, key);

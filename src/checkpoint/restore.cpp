@@ -24,7 +24,7 @@ class Search {
  public:
   Search(Directory& directory, const State& state, const RestoreOptions& options)
       : directory_(directory), entries_(state.entries()), options_(options) {
-    const Candidates candidates = find_candidates(directory, options.basename);
+    const Candidates candidates = find_candidates(directory, options.basename, options.key.get());
     found_ = candidates.all;
     listed_ = candidates.listed;
   }

@@ -66,7 +66,7 @@ Saver::Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, S
     if (entry.path == "/session/global_step")
       global_step_ = reinterpret_cast<const std::int64_t*>(entry.data);
   }
-  state_ = load_state(*directory_, options_.basename, log_);
+  state_ = load_state(*directory_, options_.basename, log_, options_.key.get());
   if (state_.checkpoints.empty()) state_.last_preserved = clock_.wall_seconds();
   if (!state_.checkpoints.empty()) {
     const CheckpointRecord& newest = state_.checkpoints.back();
@@ -94,7 +94,7 @@ Saver::~Saver() = default;
 void Saver::fence() {
   if (token_ <= state_.token || state_.checkpoints.empty()) return;
   state_.token = token_;
-  write_state_file(*directory_, state_);
+  write_state_file(*directory_, state_, options_.key.get());
 }
 
 void Saver::remove_leftovers() {
@@ -321,7 +321,7 @@ void Saver::retain(const std::string& current) {
     }
     if (rescan_) {
       const auto last_preserved = state.last_preserved;
-      state = load_state(*directory_, options_.basename, log_);
+      state = load_state(*directory_, options_.basename, log_, options_.key.get());
       state.last_preserved = last_preserved;
       state.token = std::max(state.token, token_);
       rescan_ = false;
@@ -338,7 +338,7 @@ void Saver::retain(const std::string& current) {
       const std::lock_guard guard(mutex_);
       state_ = plan.state;
     }
-    write_state_file(*directory_, plan.state);
+    write_state_file(*directory_, plan.state, options_.key.get());
     for (const std::string& name : plan.remove) {
       try {
         directory_->remove(name);

@@ -4,8 +4,10 @@
 #include <exception>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include <lockstep/base/digest.hpp>
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/state_file.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
@@ -85,7 +87,42 @@ bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t to
          });
 }
 
-std::string to_json(const StateFile& state) {
+namespace {
+
+constexpr const char* kSeal = "seal";
+constexpr const char* kSignature = "signature";
+
+/// What seal and signature are made of: everything else that the document says.
+std::string sealed_text(json document) {
+  document.erase(kSeal);
+  document.erase(kSignature);
+  return document.dump();
+}
+
+std::string seal_of(const std::string& text) {
+  return digest_of(std::as_bytes(std::span(text))).hex();
+}
+
+std::string signature_of(const std::string& text, const MacKey& key) {
+  Mac mac(key);
+  mac.update(std::as_bytes(std::span(text)));
+  return fmt::format("{:02x}", fmt::join(mac.finish(), ""));
+}
+
+/// False for what a fault of memory or disk, a hand or another program has changed; with a key also for what
+/// somebody wrote who does not have it.
+bool proves_itself(const json& document, const MacKey* key) {
+  const std::string text = sealed_text(document);
+  const auto says = [&](const char* member, const std::string& wanted) {
+    const auto found = document.find(member);
+    return found != document.end() && found->is_string() && found->get_ref<const std::string&>() == wanted;
+  };
+  return says(kSeal, seal_of(text)) && (key == nullptr || says(kSignature, signature_of(text, *key)));
+}
+
+}  // namespace
+
+std::string to_json(const StateFile& state, const MacKey* key) {
   json checkpoints = json::array();
   for (const CheckpointRecord& record : state.checkpoints) {
     json metric = nullptr;
@@ -108,10 +145,13 @@ std::string to_json(const StateFile& state) {
                    {"last_preserved", nullptr}};
   if (state.last_preserved) document["last_preserved"] = *state.last_preserved;
   if (!state.checkpoints.empty()) document["latest"] = state.checkpoints.back().file;
+  const std::string text = sealed_text(document);
+  document[kSeal] = seal_of(text);
+  if (key != nullptr) document[kSignature] = signature_of(text, *key);
   return document.dump(1) + "\n";
 }
 
-ParsedStateFile parse_state_file(std::span<const std::byte> bytes) {
+ParsedStateFile parse_state_file(std::span<const std::byte> bytes, const MacKey* key) {
   try {
     // Nesting is bounded before the parser sees it: it needs stack for each level.
     constexpr int kMaxNesting = 8;
@@ -126,6 +166,7 @@ ParsedStateFile parse_state_file(std::span<const std::byte> bytes) {
     }
     StateFile state;
     if (document.contains("token")) state.token = number<std::uint64_t>(document, "token");
+    if (!proves_itself(document, key)) state.token = 0;
     const json& checkpoints = member(document, "checkpoints");
     if (!checkpoints.is_array()) throw Problem{"'checkpoints' is no list"};
     for (const json& object : checkpoints) state.checkpoints.push_back(record_from(object));
@@ -141,11 +182,11 @@ ParsedStateFile parse_state_file(std::span<const std::byte> bytes) {
   }
 }
 
-ParsedStateFile read_state_file(Directory& directory) {
+ParsedStateFile read_state_file(Directory& directory, const MacKey* key) {
   const std::string name(kStateFileName);
   try {
     const auto file = directory.open(name);
-    return parse_state_file(read_all(*file, kMaxStateFileBytes));
+    return parse_state_file(read_all(*file, kMaxStateFileBytes), key);
   } catch (const FileError& error) {
     if (error.code() == ENOENT) return {std::nullopt, "it is missing"};
     return {std::nullopt, error.what()};
@@ -154,8 +195,8 @@ ParsedStateFile read_state_file(Directory& directory) {
   }
 }
 
-void write_state_file(Directory& directory, const StateFile& state) {
-  const std::string text = to_json(state);
+void write_state_file(Directory& directory, const StateFile& state, const MacKey* key) {
+  const std::string text = to_json(state, key);
   const std::string name(kStateFileName);
   try {
     replace_file(directory, name, std::as_bytes(std::span(text)));
@@ -180,8 +221,8 @@ std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::s
   return found;
 }
 
-StateFile load_state(Directory& directory, const std::string& basename, const Log& log) {
-  const ParsedStateFile hint = read_state_file(directory);
+StateFile load_state(Directory& directory, const std::string& basename, const Log& log, const MacKey* key) {
+  const ParsedStateFile hint = read_state_file(directory, key);
   const auto found = scan_checkpoints(directory, basename);
   if (!hint.state && !found.empty()) {
     log.warn(fmt::format("{} is of no use ({}); it is rebuilt from the {} checkpoints in the directory",

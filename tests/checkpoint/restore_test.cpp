@@ -206,6 +206,40 @@ TEST_CASE(
   CHECK(Job(directory, {}, 4).restore()->step == 20);
 }
 
+TEST_CASE("a forged state file with a high token hides no checkpoint, unless it proves itself") {
+  const MacKey key(std::vector<std::byte>(16, std::byte{1}));
+  for (const bool with_key : {false, true}) {
+    CAPTURE(with_key);
+    const auto directory = std::make_shared<MemoryDirectory>();
+    SaverOptions options{.max_to_keep = 0};
+    if (with_key) options.key = std::make_shared<const MacKey>(key);
+    Job job(directory, options, 1);
+    for (const int step : {1, 2, 3}) CHECK(job.save_as_owner(step).ok());
+    StateFile forged = *read_state_file(*directory, options.key.get()).state;
+    CHECK(forged.token == 1);
+    forged.token = 99;
+    forged.checkpoints.resize(1);
+    const auto restored_step = [&](const std::string& text) {
+      auto& content = directory->content("checkpoint.json");
+      const auto bytes = std::as_bytes(std::span(text));
+      content.assign(bytes.begin(), bytes.end());
+      Job next(directory, options);
+      RestoreOptions restore;
+      restore.key = options.key;
+      return next.restore(restore)->step;
+    };
+    std::string text = to_json(forged);
+    text.replace(text.find("\"seal\""), 6, "\"sea1\"");
+    CHECK(restored_step(text) == 3);
+    // With a key, what anybody can seal is not enough.
+    if (with_key) CHECK(restored_step(to_json(forged)) == 3);
+    CHECK_FALSE(directory->exists(name_of(3) + ".superseded-1"));
+    // A later owner's own word: a job that had lost the directory wrote the others.
+    CHECK(restored_step(to_json(forged, options.key.get())) == 1);
+    CHECK(directory->exists(name_of(3) + ".superseded-1"));
+  }
+}
+
 TEST_CASE("a part is taken by name alone: all problems are told, and nothing else is touched") {
   const auto directory = directory_with({8});
   const CheckpointFile file(*directory, name_of(8));

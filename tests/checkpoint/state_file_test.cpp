@@ -79,6 +79,40 @@ TEST_CASE("names outside the directory and numbers out of range make a state fil
   CHECK_FALSE(parse(std::string(1'000'000, '[')).state);
 }
 
+TEST_CASE("on the word of a state file that does not prove itself nothing is passed over") {
+  StateFile state = example();
+  state.token = 7;
+  const std::string text = to_json(state);
+  CHECK(parse(text).state == state);
+  // No byte of what it says can be changed so that its token still counts; white space says nothing.
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    for (const char c : {'0', '9', 'a', '"', ' '}) {
+      std::string changed = text;
+      changed[i] = c;
+      const auto parsed = parse(changed);
+      if (parsed.state && parsed.state != state) CHECK(parsed.state->token == 0);
+    }
+  }
+  std::string forged = text;
+  forged.replace(forged.find("\"token\": 7"), 10, "\"token\": 8");
+  CHECK(parse(forged).state->token == 0);
+  CHECK(parse(forged).state->checkpoints == state.checkpoints);
+  std::string unsealed = text;
+  unsealed.replace(unsealed.find("\"seal\""), 6, "\"sea1\"");
+  CHECK(parse(unsealed).state->token == 0);
+
+  const MacKey key(std::vector<std::byte>(16, std::byte{1}));
+  const MacKey other(std::vector<std::byte>(16, std::byte{2}));
+  const auto with = [](const std::string& json, const MacKey& with_key) {
+    return parse_state_file(std::as_bytes(std::span(json)), &with_key).state->token;
+  };
+  const std::string signed_text = to_json(state, &key);
+  CHECK(with(signed_text, key) == 7);
+  CHECK(with(signed_text, other) == 0);
+  CHECK(with(text, key) == 0);  // anybody can make a seal
+  CHECK(parse(signed_text).state == state);
+}
+
 // TF: RecoverLastCheckpoints.test_recover_last_checkpoints
 TEST_CASE("a lost, torn or lying state file is rebuilt from the directory") {
   const auto directory = std::make_shared<MemoryDirectory>();

@@ -29,7 +29,7 @@ struct Candidates {
 /// directory does not show yet. A checkpoint counts as overtaken when an older one carries a larger fencing
 /// token, or when a later owner of the directory did not know of it: then a job wrote it that had lost the
 /// directory. Local; only reads. Throws FileError.
-Candidates find_candidates(Directory& directory, const std::string& basename);
+Candidates find_candidates(Directory& directory, const std::string& basename, const MacKey* key = nullptr);
 
 /// The checkpoint that a run would go on from: the first candidate that verifies. Warns in `log` of each that
 /// is passed over. Only reads, also beside a job that saves and deletes there. nullopt when there is none at

@@ -9,6 +9,7 @@
 
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/log.hpp>
+#include <lockstep/base/mac.hpp>
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 
@@ -37,13 +38,15 @@ struct StateFile {
   std::optional<double> last_preserved;       ///< time of the last checkpoint that was preserved
 
   /// Fencing token of the owner that wrote this. What has a lower one and is not listed here was written by a
-  /// job that had lost the directory by then.
+  /// job that had lost the directory by then. 0 in a text that does not prove itself: nothing is passed over on
+  /// the word of such a text.
   std::uint64_t token = 0;
 
   friend bool operator==(const StateFile&, const StateFile&) = default;
 };
 
-std::string to_json(const StateFile& state);
+/// Sealed with a digest of what it says, and with `key` also signed.
+std::string to_json(const StateFile& state, const MacKey* key = nullptr);
 
 /// What a text says, or why it says nothing.
 struct ParsedStateFile {
@@ -52,13 +55,14 @@ struct ParsedStateFile {
 };
 
 /// Any bytes at all are allowed; never throws. Names that are not plain base names make the whole text
-/// refused.
-ParsedStateFile parse_state_file(std::span<const std::byte> bytes);
+/// refused. Where the seal is not that of the text, or with `key` the signature is not one of that key, it still
+/// names checkpoints, and its token is 0.
+ParsedStateFile parse_state_file(std::span<const std::byte> bytes, const MacKey* key = nullptr);
 
 /// As it stands in `directory`; a missing one is a problem as well. Throws nothing but FileError.
-ParsedStateFile read_state_file(Directory& directory);
+ParsedStateFile read_state_file(Directory& directory, const MacKey* key = nullptr);
 
-void write_state_file(Directory& directory, const StateFile& state);
+void write_state_file(Directory& directory, const StateFile& state, const MacKey* key = nullptr);
 
 /// A file whose name is that of a checkpoint. Whether it is a good one is not known yet.
 struct FoundCheckpoint {
@@ -77,6 +81,7 @@ bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t to
 /// What the directory really holds: a record for every checkpoint whose trailer is whole and that is not
 /// fenced, with what only the state file knows where that agrees. Says in `log` when the state file is
 /// missing or does not. Throws FileError.
-StateFile load_state(Directory& directory, const std::string& basename, const Log& log);
+StateFile load_state(Directory& directory, const std::string& basename, const Log& log,
+                     const MacKey* key = nullptr);
 
 }  // namespace lockstep

@@ -27,6 +27,7 @@
 #include <lockstep/checkpoint/status_file.hpp>
 
 #include "checkpoint_choice.hpp"
+#include "tensor_export.hpp"
 #include "usage.hpp"
 
 namespace lockstep {
@@ -42,8 +43,11 @@ struct InspectOptions {
   std::vector<std::string> paths;
   bool verify = false;
   bool digest = false;
+  bool digests = false;
   bool diff = false;
   bool as_json = false;
+  std::string export_to;
+  std::shared_ptr<const MacKey> key;
 };
 
 std::string date(double seconds) {
@@ -177,8 +181,16 @@ json digest_json(const CheckpointFile& file) {
           {"parameters_digest", file.digest("/model/").hex()}};
 }
 
+/// Of one tensor: over path, type, shape and values, as that of everything.
+Digest digest_of_tensor(const Entry& entry) {
+  return content_digest(std::span(&entry, 1));
+}
+
 json tensor_json(const Entry& entry) {
-  json tensor = {{"name", entry.path}, {"type", to_string(entry.type)}, {"shape", entry.shape}};
+  json tensor = {{"name", entry.path},
+                 {"type", to_string(entry.type)},
+                 {"shape", entry.shape},
+                 {"digest", digest_of_tensor(entry).hex()}};
   if (entry.type == ElementType::text) {
     tensor["value"] = text_of(entry);
     return tensor;
@@ -269,11 +281,11 @@ struct Found {
   std::string problem;
 };
 
-Found examine(Directory& directory, FoundCheckpoint checkpoint) {
+Found examine(Directory& directory, FoundCheckpoint checkpoint, const MacKey* key) {
   Found found{std::move(checkpoint), std::nullopt, ""};
   try {
     // With its structure, as a restore would.
-    const CheckpointFile file(directory, found.checkpoint.file);
+    const CheckpointFile file(directory, found.checkpoint.file, key);
     file.check_structure();
     if (file.step() != found.checkpoint.name.step) {
       found.problem = fmt::format("holds step {}: it was renamed", file.step());
@@ -388,7 +400,7 @@ bool show(FileSystem& files, const std::string& path, const InspectOptions& opti
   const auto directory = directory_or_null(files, path);
   if (directory == nullptr) {
     try {
-      const CheckpointFile file = open_checkpoint(files, path, Log());
+      const CheckpointFile file = open_checkpoint(files, path, Log(), options.key.get());
       if (options.verify) file.check_structure();
       if (options.as_json) {
         documents.push_back(options.verify ? digest_json(file) : file_json(file));
@@ -409,7 +421,7 @@ bool show(FileSystem& files, const std::string& path, const InspectOptions& opti
   }
   std::vector<Found> all;
   for (FoundCheckpoint& checkpoint : scan_checkpoints(*directory, options.basename)) {
-    all.push_back(examine(*directory, std::move(checkpoint)));
+    all.push_back(examine(*directory, std::move(checkpoint), options.key.get()));
     // One that a training deleted meanwhile is not there any more, and that is no damage.
     if (!all.back().trailer && !directory->exists(all.back().checkpoint.file)) all.pop_back();
   }
@@ -434,9 +446,24 @@ struct Comparison {
 };
 
 /// Numbers that are neighbours map to integers that are neighbours, over the sign of zero as well.
-std::int64_t ordered(float value) {
-  const auto bits = std::bit_cast<std::int32_t>(value);
-  return bits >= 0 ? bits : -static_cast<std::int64_t>(bits & std::numeric_limits<std::int32_t>::max());
+template <class Float, class Bits>
+std::uint64_t ordered(Float value) {
+  constexpr std::uint64_t kZero = std::uint64_t{1} << 63;
+  const auto bits = std::bit_cast<Bits>(value);
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max() / 2;
+  const std::uint64_t magnitude = bits & kMagnitude;
+  return bits == magnitude ? kZero + magnitude : kZero - magnitude;
+}
+
+template <class Float, class Bits>
+std::uint64_t ulp_between(Float left, Float right) {
+  const auto a = ordered<Float, Bits>(left);
+  const auto b = ordered<Float, Bits>(right);
+  return a > b ? a - b : b - a;
+}
+
+bool is_float(const Entry& entry) {
+  return entry.type == ElementType::f32 || entry.type == ElementType::f64;
 }
 
 Comparison compare(const Entry* a, const Entry* b) {
@@ -468,9 +495,12 @@ Comparison compare(const Entry* a, const Entry* b) {
     const double distance = std::abs(left - right);
     result.max_difference = std::isnan(distance) ? std::numeric_limits<double>::infinity()
                                                  : std::max(result.max_difference, distance);
-    if (a->type == ElementType::f32 && !std::isnan(distance)) {
-      const std::int64_t steps = ordered(element<float>(*a, i)) - ordered(element<float>(*b, i));
-      result.max_ulp = std::max(result.max_ulp, static_cast<std::uint64_t>(std::abs(steps)));
+    if (is_float(*a) && !std::isnan(distance)) {
+      const std::uint64_t ulp =
+          a->type == ElementType::f32
+              ? ulp_between<float, std::uint32_t>(element<float>(*a, i), element<float>(*b, i))
+              : ulp_between<double, std::uint64_t>(left, right);
+      result.max_ulp = std::max(result.max_ulp, ulp);
     }
   }
   result.verdict = result.different == 0 ? "equal" : "differs";
@@ -478,8 +508,8 @@ Comparison compare(const Entry* a, const Entry* b) {
 }
 
 int diff(FileSystem& files, const InspectOptions& options, const Log& log) {
-  const CheckpointFile a = open_checkpoint(files, options.paths[0], log, nullptr, options.basename);
-  const CheckpointFile b = open_checkpoint(files, options.paths[1], log, nullptr, options.basename);
+  const CheckpointFile a = open_checkpoint(files, options.paths[0], log, options.key.get(), options.basename);
+  const CheckpointFile b = open_checkpoint(files, options.paths[1], log, options.key.get(), options.basename);
   std::map<std::string, std::pair<const Entry*, const Entry*>> both;
   for (const Entry& entry : a.entries()) both[entry.path].first = &entry;
   for (const Entry& entry : b.entries()) both[entry.path].second = &entry;
@@ -490,7 +520,7 @@ int diff(FileSystem& files, const InspectOptions& options, const Log& log) {
     const Comparison result = compare(pair.first, pair.second);
     const bool equal = result.verdict == "equal";
     if (!equal) ++different;
-    const bool floats = pair.first != nullptr && pair.first->type == ElementType::f32;
+    const bool floats = pair.first != nullptr && is_float(*pair.first);
     if (options.as_json) {
       tensors.push_back({{"name", path},
                          {"verdict", result.verdict},
@@ -524,13 +554,21 @@ int diff(FileSystem& files, const InspectOptions& options, const Log& log) {
 void print_digests(FileSystem& files, const InspectOptions& options, const Log& log) {
   json documents = json::array();
   for (const std::string& path : options.paths) {
-    const CheckpointFile file = open_checkpoint(files, path, log, nullptr, options.basename);
+    const CheckpointFile file = open_checkpoint(files, path, log, options.key.get(), options.basename);
     if (options.as_json) {
       documents.push_back(digest_json(file));
     } else {
       std::puts(fmt::format("{}  {}\n{}  {}:/model/", file.digest().hex(), file.name(),
                             file.digest("/model/").hex(), file.name())
                     .c_str());
+    }
+    if (!options.digests) continue;
+    for (const Entry& entry : file.entries()) {
+      if (options.as_json) {
+        documents.back()["tensors"][entry.path] = digest_of_tensor(entry).hex();
+      } else {
+        std::puts(fmt::format("{}  {}:{}", digest_of_tensor(entry).hex(), file.name(), entry.path).c_str());
+      }
     }
   }
   if (options.as_json) std::puts(documents.dump(2, ' ', false, json::error_handler_t::replace).c_str());
@@ -539,16 +577,21 @@ void print_digests(FileSystem& files, const InspectOptions& options, const Log& 
 /// The options, or a text to print instead.
 std::pair<InspectOptions, std::string> parse(int argc, const char* const* argv) {
   InspectOptions o;
+  std::string key_file;
   po::options_description shown("Options");
   shown.add_options()("verify", po::bool_switch(&o.verify),
                       "only say whether everything verifies; exit code 65 if not")(
       "digest", po::bool_switch(&o.digest),
       "digest of the content (name, type, shape and bytes of everything; independent of layout and ranks) "
       "and of /model/ alone, which is the parameters_digest of a report")(
+      "digests", po::bool_switch(&o.digests), "the same, and the digest of each tensor")(
       "diff", po::bool_switch(&o.diff),
       "compare two checkpoints tensor by tensor, with step and settings; any NaN equals any NaN. Exit code "
       "0: "
       "equal, 1: different")("json", po::bool_switch(&o.as_json), "print JSON")(
+      "export", po::value(&o.export_to),
+      "write all of a checkpoint to this new file, NAME.npz (numpy) or NAME.safetensors")(
+      "key_file", po::value(&key_file), "accept only what was signed with this secret")(
       "checkpoint_basename", po::value(&o.basename)->default_value(o.basename),
       "what the names of checkpoints in a directory begin with")("help", "this text")("version",
                                                                                       "name and version");
@@ -566,7 +609,8 @@ std::pair<InspectOptions, std::string> parse(int argc, const char* const* argv) 
             "  lockstep-inspect runs/a/ckpt-00001200.h5       the tensors and settings of one\n"
             "  lockstep-inspect --verify runs/a runs/b        exit code 65 if anything is damaged\n"
             "  lockstep-inspect --digest runs/a               of the newest good checkpoint\n"
-            "  lockstep-inspect --diff runs/a runs/b          exit code 1 if they differ\n\n"
+            "  lockstep-inspect --diff runs/a runs/b          exit code 1 if they differ\n"
+            "  lockstep-inspect --export a.npz runs/a         for numpy; a.safetensors for others\n\n"
          << shown
          << "\nExit codes: 0 done (--diff: equal), 1 --diff: different, 64 usage, 65 missing or damaged,\n"
             "74 input/output.\n";
@@ -575,7 +619,16 @@ std::pair<InspectOptions, std::string> parse(int argc, const char* const* argv) 
   if (values.count("version") != 0) return {o, version_text() + "\n"};
   if (o.paths.empty())
     throw UsageError("say what to look at: a checkpoint directory or a checkpoint; see --help");
-  if (o.verify + o.digest + o.diff > 1) throw UsageError("give one of --verify, --digest and --diff");
+  o.digest = o.digest || o.digests;
+  const bool exports = !o.export_to.empty();
+  if (o.verify + o.digest + o.diff + exports > 1) {
+    throw UsageError("give one of --verify, --digest, --digests, --diff and --export");
+  }
+  if (exports && o.paths.size() != 1) {
+    throw UsageError(fmt::format("--export takes one checkpoint; {} are named", o.paths.size()));
+  }
+  PosixFileSystem files;
+  o.key = load_key(files, key_file);
   if (o.diff && o.paths.size() != 2) {
     throw UsageError(fmt::format("--diff compares two checkpoints; {} are named", o.paths.size()));
   }
@@ -591,6 +644,11 @@ int run(int argc, const char* const* argv) {
   PosixFileSystem files;
   const Log log = Log::standard("");
   if (options.diff) return diff(files, options, log);
+  if (!options.export_to.empty()) {
+    export_tensors(open_checkpoint(files, options.paths[0], log, options.key.get(), options.basename), files,
+                   options.export_to);
+    return 0;
+  }
   if (options.digest) {
     print_digests(files, options, log);
     return 0;

@@ -44,7 +44,7 @@ def mpirun(ranks, *command):
     return ['mpirun', '-n', str(ranks), '--bind-to', 'none', '--oversubscribe', *map(str, command)]
 
 
-def run(command, **arguments):
+def run(command, stderr_too=False, **arguments):
     """Runs a command to its end; returns (seconds, what it printed). Ends the program if it fails."""
     start = time.monotonic()
     done = subprocess.run([str(word) for word in command], env=ENVIRONMENT, text=True, capture_output=True,
@@ -52,7 +52,7 @@ def run(command, **arguments):
     seconds = time.monotonic() - start
     if done.returncode != 0:
         sys.exit(f'{" ".join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}')
-    return seconds, done.stdout
+    return seconds, done.stdout + (done.stderr if stderr_too else '')
 
 
 def summary(values):

@@ -83,6 +83,36 @@ class InspectAndEval(EndToEnd):
         self.assertEqual(by_name["/session/global_step"]["max_difference"], 20)
         self.assertGreater(by_name["/model/dense1/weight"]["max_ulp"], 0)
 
+    def test_digests_of_tensors(self):
+        a, c = self.runs["a"][0], self.runs["c"][0]
+        lines = [line.split("  ") for line in self.inspect("--digests", a).out.splitlines()]
+        digests = {name.split(":")[1]: digest for digest, name in lines if ":/" in name}
+        self.assertEqual(lines[0][0], self.inspect("--digest", a).out.split()[0])
+        shown = json.loads(self.inspect("--json", a / "ckpt-00000040.h5").out)[0]
+        for tensor in shown["tensors"]:
+            self.assertEqual(digests[tensor["name"]], tensor["digest"])
+        others = json.loads(self.inspect("--digests", "--json", c).out)[0]["tensors"]
+        self.assertEqual(set(others), {name for name in digests if name != "/model/"})
+        self.assertNotEqual(others["/model/dense0/weight"], digests["/model/dense0/weight"])
+        self.assertEqual(others["/config/hidden"], digests["/config/hidden"])
+
+    def test_with_a_key_only_what_was_signed_counts(self):
+        keys = [self.folder / name for name in ("key", "other")]
+        for number, key in enumerate(keys):
+            key.write_bytes(bytes([number]) * 32)
+            key.chmod(0o600)
+        directory = self.folder / "run"
+        self.train(1, checkpoint_dir=directory, key_file=keys[0])
+        file = directory / "ckpt-00000040.h5"
+        self.inspect("--verify", directory)
+        for words in (["--verify", directory], ["--verify", file], [file], ["--digest", directory],
+                      ["--diff", directory, file]):
+            self.inspect("--key_file", keys[0], *words)
+            self.inspect("--key_file", keys[1], *words, code=65)
+        self.assertIn("signed with another key", self.inspect("--key_file", keys[1], directory).out)
+        self.assertIn("not signed", self.inspect("--key_file", keys[0], self.runs["a"][0]).out)
+        self.inspect("--key_file", self.folder / "none", directory, code=74)
+
     def test_verify_finds_damage(self):
         directory = self.folder / "run"
         directory.mkdir()

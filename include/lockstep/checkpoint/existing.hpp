@@ -23,8 +23,8 @@ std::optional<double> checkpoint_time(FileSystem& files, const std::filesystem::
 /// Removes a checkpoint, good or not, from its directory and from the state file
 /// (tf.train.remove_checkpoint); durable on return. One that is gone already is a warning in `log`. False
 /// when there was nothing to remove. Throws UsageError for what has no name of a checkpoint, EnvironmentError
-/// when a job owns the directory (it deletes by `max_to_keep`), and FileError. `key`: with which the directory
-/// is signed, if it is.
+/// when a job owns the directory (it deletes by `max_to_keep`), and FileError. `key`: with which the
+/// directory is signed, if it is.
 bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, const Log& log = {},
                        const MacKey* key = nullptr);
 

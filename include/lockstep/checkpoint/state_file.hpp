@@ -38,8 +38,8 @@ struct StateFile {
   std::optional<double> last_preserved;       ///< time of the last checkpoint that was preserved
 
   /// Fencing token of the owner that wrote this. What has a lower one and is not listed here was written by a
-  /// job that had lost the directory by then. 0 in a text that does not prove itself: nothing is passed over on
-  /// the word of such a text.
+  /// job that had lost the directory by then. 0 in a text that does not prove itself: nothing is passed over
+  /// on the word of such a text.
   std::uint64_t token = 0;
 
   friend bool operator==(const StateFile&, const StateFile&) = default;
@@ -55,8 +55,8 @@ struct ParsedStateFile {
 };
 
 /// Any bytes at all are allowed; never throws. Names that are not plain base names make the whole text
-/// refused. Where the seal is not that of the text, or with `key` the signature is not one of that key, it still
-/// names checkpoints, and its token is 0.
+/// refused. Where the seal is not that of the text, or with `key` the signature is not one of that key, it
+/// still names checkpoints, and its token is 0.
 ParsedStateFile parse_state_file(std::span<const std::byte> bytes, const MacKey* key = nullptr);
 
 /// As it stands in `directory`; a missing one is a problem as well. Throws nothing but FileError.

@@ -61,8 +61,8 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
       "for how long; 0: no limit")("key_file", po::value(&o.key_file),
                                    "read only what was signed with this secret")(
       "dataset", po::value(&o.data.dataset)->default_value(o.data.dataset),
-      "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
-      "data_dir", po::value(&o.data.data_dir), "where the data set lies")(
+      "fashion-mnist (Debian's package), idx (the four MNIST files, plain or .gz), cifar10 (binary files) or "
+      "text")("data_dir", po::value(&o.data.data_dir), "where the data set lies")(
       "split", po::value(&o.split)->default_value(o.split), "test or train")(
       "kernels", po::value(&o.kernels), "matrix library: auto, onednn or eigen; default: as in training")(
       "report", po::value(&o.report), "write results here as JSON")(
@@ -83,14 +83,12 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
     return {o, text.str()};
   }
   if (values.count("version") != 0) return {o, version_text() + "\n"};
-  check_word("dataset", o.data.dataset, {"fashion-mnist", "idx"}, {"cifar10", "hdf5", "text"});
+  check_word("dataset", o.data.dataset, {"fashion-mnist", "idx", "cifar10", "text"}, {"hdf5"});
   check_word("split", o.split, {"test", "train"});
   if (!o.kernels.empty()) check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
   if (o.checkpoint_dir.empty())
     throw UsageError("--checkpoint_dir is missing: the directory of the training");
-  if (o.data.dataset == "idx" && o.data.data_dir.empty()) {
-    throw UsageError("--dataset idx needs --data_dir, the directory of the four IDX files");
-  }
+  check_data_dir(o.data.dataset, o.data.data_dir);
   if (o.wait_for_step < 0) {
     throw UsageError(fmt::format("--wait_for_step {} is out of range; give at least 0", o.wait_for_step));
   }
@@ -115,6 +113,7 @@ struct Recipe {
   std::int64_t step = 0;
   std::int64_t classes = 0;
   std::int64_t micro_batch = 0;
+  std::int64_t context = 1;  ///< of a text
 };
 
 CheckpointFile choose(const EvalOptions& options, FileSystem& files, const Log& log) {
@@ -162,7 +161,8 @@ Recipe recipe_of(const CheckpointFile& file) {
           required(file, "kernels"),
           file.step(),
           required_number(file, "classes"),
-          required_number(file, "micro_batch")};
+          required_number(file, "micro_batch"),
+          setting_of(file, "context") ? required_number(file, "context") : 1};
 }
 
 /// The chief's recipe on all ranks. Collective.
@@ -171,11 +171,12 @@ void share(const Communicator& comm, Recipe& recipe) {
   recipe.model = comm.broadcast_text(recipe.model);
   recipe.sizes = comm.broadcast_text(recipe.sizes);
   recipe.kernels = comm.broadcast_text(recipe.kernels);
-  std::int64_t numbers[] = {recipe.step, recipe.classes, recipe.micro_batch};
+  std::int64_t numbers[] = {recipe.step, recipe.classes, recipe.micro_batch, recipe.context};
   comm.broadcast_values(std::span(numbers));
   recipe.step = numbers[0];
   recipe.classes = numbers[1];
   recipe.micro_batch = numbers[2];
+  recipe.context = numbers[3];
 }
 
 /// Values of parameters and buffers; optimizer slots stay in the file. Throws EnvironmentError with all
@@ -260,9 +261,9 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
   std::shared_ptr<const Dataset> dataset;
   std::exception_ptr failure;
   try {
-    dataset = load_idx_dataset(machine.files, data_directory(options.data, machine.files),
-                               options.split == "train" ? Split::train : Split::test,
-                               static_cast<int>(recipe.classes));
+    dataset =
+        load_dataset({options.data.dataset, options.data.data_dir, recipe.context}, machine.files,
+                     options.split == "train" ? Split::train : Split::test, static_cast<int>(recipe.classes));
   } catch (...) {
     failure = std::current_exception();
   }

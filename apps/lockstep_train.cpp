@@ -51,22 +51,28 @@ struct DataLoad {
   std::exception_ptr failure;
 };
 
+DataChoice data_choice(const TrainOptions& options) {
+  return {options.dataset, options.data_dir, options.context};
+}
+
 DataLoad start_loading(const TrainOptions& options, Machine& machine) {
   DataLoad load;
   try {
     std::unique_ptr<Worker> worker = machine.executor->start("load data");
     // One after the other: together they would take the cores from the start of MPI itself.
     worker->post([choice = kernel_choice(options.kernels)] { warm_up(*make_kernels(choice)); });
-    load.train = std::make_unique<BackgroundLoad>(std::move(worker), *machine.files,
-                                                  data_directory(options, *machine.files), Split::train);
+    load.train = std::make_unique<BackgroundLoad>(std::move(worker),
+                                                  [choice = data_choice(options), &files = *machine.files] {
+                                                    return load_dataset(choice, files, Split::train);
+                                                  });
   } catch (...) {
     load.failure = std::current_exception();
   }
   return load;
 }
 
-/// The training data on all ranks, or the error of any rank on all ranks. Also looks at the headers of the
-/// test data, so that it is not missed only after hours of training.
+/// The training data on all ranks, or the error of any rank on all ranks. Also looks whether the
+/// test data is there, so that it is not missed only after hours of training.
 std::shared_ptr<const Dataset> finish_loading(const Communicator& world, const TrainOptions& options,
                                               Machine& machine, DataLoad& load) {
   std::shared_ptr<const Dataset> dataset;
@@ -74,7 +80,7 @@ std::shared_ptr<const Dataset> finish_loading(const Communicator& world, const T
   if (!failure) {
     try {
       dataset = load.train->get();
-      const IdxImages test(*machine.files, data_directory(options, *machine.files), Split::test);
+      probe_test_data(data_choice(options), *machine.files);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -121,6 +127,7 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("instruction_set", kernels.instruction_set());
   state.setting("data_digest", dataset.digest().hex());
   state.setting("data_samples", std::to_string(dataset.size()));
+  if (options.dataset == "text") state.setting("context", std::to_string(options.context));
   state.setting("classes", std::to_string(dataset.classes()));
 }
 
@@ -199,6 +206,7 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const Commun
       {"test_loss", evaluation ? nlohmann::json(evaluation->loss) : nlohmann::json(nullptr)},
       {"parameters", state.parameter_count()},
       {"parameters_digest", state.parameters_digest().hex()},
+      {"buffers_digest", content_digest(state.entries(), "/buffers/").hex()},
       {"samples_per_second", timing.samples_per_second},
       {"seconds", seconds},
       {"first_step_seconds", timing.first_step_seconds},
@@ -327,8 +335,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     std::shared_ptr<const Dataset> test;
     std::exception_ptr failure;
     try {
-      test = load_idx_dataset(*machine.files, data_directory(options, *machine.files), Split::test,
-                              dataset->classes());
+      test = load_dataset(data_choice(options), *machine.files, Split::test, dataset->classes());
     } catch (...) {
       failure = std::current_exception();
     }

@@ -12,6 +12,10 @@ namespace lockstep {
 struct ModelOptions {
   std::string model = "mlp";
   std::vector<std::int64_t> hidden = {512, 512};  ///< mlp
+  std::int64_t depth = 20;                        ///< resnet: 6 n + 2
+  std::int64_t layers = 4;                        ///< gpt
+  std::int64_t width = 128;
+  std::int64_t heads = 4;
 };
 
 /// Throws UsageError for sizes that cannot be. Local.

@@ -7,13 +7,34 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/data/cifar10.hpp>
 #include <lockstep/data/image_dataset.hpp>
+#include <lockstep/data/text.hpp>
 
 namespace lockstep {
 
-std::filesystem::path data_directory(const TrainOptions& options, FileSystem& files) {
-  if (!options.data_dir.empty()) return options.data_dir;
+namespace {
+
+std::filesystem::path image_directory(const DataChoice& choice, FileSystem& files) {
+  if (!choice.data_dir.empty()) return choice.data_dir;
   return fashion_mnist_directory(files);
+}
+
+}  // namespace
+
+std::shared_ptr<const Dataset> load_dataset(const DataChoice& choice, FileSystem& files, Split split,
+                                            std::optional<int> classes) {
+  if (choice.dataset == "text") return load_text(files, choice.data_dir, choice.context, split);
+  if (choice.dataset == "cifar10") return load_cifar10(files, choice.data_dir, split);
+  return load_idx_dataset(files, image_directory(choice, files), split, classes);
+}
+
+void probe_test_data(const DataChoice& choice, FileSystem& files) {
+  if (choice.dataset == "text" || choice.dataset == "cifar10") {
+    load_dataset(choice, files, Split::test);  // small, and read in a moment
+    return;
+  }
+  const IdxImages headers(files, image_directory(choice, files), Split::test);
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options) {

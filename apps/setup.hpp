@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <lockstep/base/files.hpp>
+#include <lockstep/data/image_dataset.hpp>
 #include <lockstep/nn/optimizer.hpp>
 #include <lockstep/nn/schedule.hpp>
 #include <lockstep/train/update.hpp>
@@ -14,8 +16,21 @@
 
 namespace lockstep {
 
-/// The directory of the data set that the options name. Throws DataError when it is not there. Local.
-std::filesystem::path data_directory(const TrainOptions& options, FileSystem& files);
+/// What one split of a data set is read from.
+struct DataChoice {
+  std::string dataset;
+  std::string data_dir;
+  std::int64_t context = 128;
+};
+
+/// Reads one split. Images may have at most `classes` classes, if given. Throws DataError when the data is
+/// not there or damaged. Local.
+std::shared_ptr<const Dataset> load_dataset(const DataChoice& choice, FileSystem& files, Split split,
+                                            std::optional<int> classes = std::nullopt);
+
+/// Looks whether the test split is there, so that it is not missed only after hours of training. Throws as
+/// load_dataset. Local.
+void probe_test_data(const DataChoice& choice, FileSystem& files);
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& options);
 UpdateOptions update_options(const TrainOptions& options);

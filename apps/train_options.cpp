@@ -33,9 +33,28 @@ void check_range(std::string_view option, T value, T least, T most = std::numeri
                   open ? fmt::format("at least {}", least) : fmt::format("{} to {}", least, most)));
 }
 
+}  // namespace
+
+void check_data_dir(const std::string& dataset, const std::string& data_dir) {
+  if (dataset == "fashion-mnist" || !data_dir.empty()) return;
+  throw UsageError(fmt::format("--dataset {} needs --data_dir, {}", dataset,
+                               dataset == "idx"       ? "the directory of the four IDX files"
+                               : dataset == "cifar10" ? "the directory of the binary version's files"
+                                                      : "a file, or a directory of files"));
+}
+
+namespace {
+
 void check(const TrainOptions& o) {
-  check_word("dataset", o.dataset, {"fashion-mnist", "idx"}, {"cifar10", "hdf5", "text"});
-  check_word("model", o.network.model, {"mlp", "lenet"}, {"resnet", "unet", "gpt"});
+  check_word("dataset", o.dataset, {"fashion-mnist", "idx", "cifar10", "text"}, {"hdf5"});
+  if ((o.network.model == "gpt") != (o.dataset == "text")) {
+    throw UsageError(
+        fmt::format("--model {} cannot learn from --dataset {}; text is for gpt, images for the "
+                    "other models",
+                    o.network.model, o.dataset));
+  }
+  check_range<std::int64_t>("context", o.context, 1, 1 << 24);
+  check_word("model", o.network.model, {"mlp", "lenet", "resnet", "gpt"}, {"unet"});
   check_model(o.network);
   check_word("optimizer", o.optimizer,
              {"sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"});
@@ -45,9 +64,7 @@ void check(const TrainOptions& o) {
   check_word("reduction", o.reduction, {"canonical", "mpi"});
   check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
   check_word("on_save_failure", o.on_save_failure, {"continue", "stop"});
-  if (o.dataset == "idx" && o.data_dir.empty()) {
-    throw UsageError("--dataset idx needs --data_dir, the directory of the four IDX files");
-  }
+  check_data_dir(o.dataset, o.data_dir);
   if (!(o.learning_rate >= 0) || !std::isfinite(o.learning_rate)) {
     throw UsageError(
         fmt::format("--learning_rate {} is out of range; give a number of at least 0", o.learning_rate));
@@ -186,11 +203,16 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
 
   po::options_description what("What to train");
   what.add_options()("dataset", po::value(&o.dataset)->default_value(o.dataset),
-                     "fashion-mnist (Debian's package) or idx (the four MNIST files, plain or .gz)")(
-      "data_dir", po::value(&o.data_dir), "where the data set lies")(
-      "model", po::value(&o.network.model)->default_value(o.network.model), "mlp or lenet")(
+                     "fashion-mnist (Debian's package), idx (the four MNIST files, plain or .gz), cifar10 "
+                     "(binary files) or text")("data_dir", po::value(&o.data_dir), "where the data set lies")(
+      "model", po::value(&o.network.model)->default_value(o.network.model), "mlp, lenet, resnet or gpt")(
       "hidden", po::value(&hidden)->default_value(hidden),
       "mlp: widths of the hidden layers; none for no hidden layer")(
+      "depth", po::value(&o.network.depth)->default_value(o.network.depth), "resnet: 20, 32, 56...")(
+      "layers", po::value(&o.network.layers)->default_value(o.network.layers), "gpt: blocks")(
+      "width", po::value(&o.network.width)->default_value(o.network.width), "gpt: features of a position")(
+      "heads", po::value(&o.network.heads)->default_value(o.network.heads), "gpt: heads of the attention")(
+      "context", po::value(&o.context)->default_value(o.context), "text: bytes of a sample")(
       "optimizer", po::value(&o.optimizer)->default_value(o.optimizer),
       "sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad, lars or lamb")(
       "learning_rate", po::value(&o.learning_rate)->default_value(o.learning_rate, "0.1"), "step size")(

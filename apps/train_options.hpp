@@ -15,6 +15,7 @@ namespace lockstep {
 struct TrainOptions {
   std::string dataset = "fashion-mnist";
   std::string data_dir;
+  std::int64_t context = 128;
   ModelOptions network;
   std::string optimizer = "momentum";
   double learning_rate = 0.1;
@@ -84,6 +85,9 @@ struct ParsedTrainOptions {
 
 /// Where timelines go; empty when nothing says.
 std::string profile_dir(const TrainOptions& options);
+
+/// Throws UsageError where the data set needs a data_dir and has none.
+void check_data_dir(const std::string& dataset, const std::string& data_dir);
 
 /// Throws UsageError if `word`, given for `option`, is none of `known`; says so of words for later versions.
 void check_word(std::string_view option, const std::string& word, const std::vector<std::string_view>& known,

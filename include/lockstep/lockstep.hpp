@@ -8,7 +8,9 @@
 #include <lockstep/base/log.hpp>
 #include <lockstep/base/random.hpp>
 #include <lockstep/base/signals.hpp>
+#include <lockstep/data/cifar10.hpp>
 #include <lockstep/data/image_dataset.hpp>
+#include <lockstep/data/text.hpp>
 #include <lockstep/hooks/checkpoint_saver.hpp>
 #include <lockstep/hooks/logging_tensor.hpp>
 #include <lockstep/hooks/nan_tensor.hpp>
@@ -17,7 +19,9 @@
 #include <lockstep/hooks/summary_saver.hpp>
 #include <lockstep/mpi/environment.hpp>
 #include <lockstep/mpi/interop.hpp>
+#include <lockstep/nn/attention.hpp>
 #include <lockstep/nn/avg_pool2d.hpp>
+#include <lockstep/nn/batch_norm.hpp>
 #include <lockstep/nn/binary_cross_entropy.hpp>
 #include <lockstep/nn/chain.hpp>
 #include <lockstep/nn/conv2d.hpp>
@@ -38,6 +42,7 @@
 #include <lockstep/nn/optimizer.hpp>
 #include <lockstep/nn/relu.hpp>
 #include <lockstep/nn/reshape.hpp>
+#include <lockstep/nn/residual.hpp>
 #include <lockstep/nn/schedule.hpp>
 #include <lockstep/nn/sequential.hpp>
 #include <lockstep/nn/sigmoid.hpp>

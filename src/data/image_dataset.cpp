@@ -177,10 +177,14 @@ std::shared_ptr<const Dataset> load_idx_dataset(FileSystem& files, const std::fi
 
 BackgroundLoad::BackgroundLoad(std::unique_ptr<Worker> worker, FileSystem& files,
                                std::filesystem::path directory, Split split, std::optional<int> classes)
-    : worker_(std::move(worker)) {
-  worker_->post([this, &files, directory = std::move(directory), split, classes] {
+    : BackgroundLoad(std::move(worker), [&files, directory = std::move(directory), split, classes] {
+        return load_idx_dataset(files, directory, split, classes);
+      }) {}
+
+BackgroundLoad::BackgroundLoad(std::unique_ptr<Worker> worker, Load load) : worker_(std::move(worker)) {
+  worker_->post([this, load = std::move(load)] {
     try {
-      auto dataset = load_idx_dataset(files, directory, split, classes);
+      auto dataset = load();
       dataset->digest();  // computed here, it costs the main thread nothing when it asks
       dataset_ = std::move(dataset);
     } catch (...) {

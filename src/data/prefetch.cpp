@@ -23,10 +23,10 @@ std::unique_ptr<float[], FreeFloats> allocate_floats(std::size_t count) {
 }  // namespace
 
 struct Prefetcher::Slot {
-  Slot(std::size_t samples, std::size_t elements)
+  Slot(std::size_t samples, std::size_t elements, std::size_t labels_each)
       : inputs(allocate_floats(samples * elements)),
         input_count(samples * elements),
-        labels(samples),
+        labels(samples * labels_each),
         indices(samples) {
     batch.inputs = {inputs.get(), input_count};
     batch.labels = labels;
@@ -60,7 +60,8 @@ Prefetcher::Prefetcher(std::shared_ptr<const Dataset> dataset, Sampler sampler,
   }
   for (int i = 0; i <= depth; ++i) {
     slots_.push_back(std::make_unique<Slot>(static_cast<std::size_t>(samples),
-                                            static_cast<std::size_t>(dataset_->sample_elements())));
+                                            static_cast<std::size_t>(dataset_->sample_elements()),
+                                            static_cast<std::size_t>(dataset_->labels_per_sample())));
   }
   if (depth > 0) worker_ = executor.start("prefetch");
 }

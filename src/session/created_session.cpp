@@ -23,11 +23,11 @@ constexpr std::uint64_t kClosing = 0x636c6f73696e67;
 CreatedSession::CreatedSession(SessionGround& ground) : ground_(ground), state_(ground.state) {
   // A guess until the first step has shown it: a rank that fails in that step must meet the others'
   // reduction.
-  reduces_ = state_.parameter_elements() > 0;
+  reduces_ = state_.gradient_elements() > 0;
   const std::int64_t wanted = ground.config.micro_batches;
   micro_batches_ = wanted == 0 ? ground.comm.size() : wanted;
   reducer_ =
-      make_reducer(ground.config.reduction, *ground.topology, state_.parameter_elements(), micro_batches_);
+      make_reducer(ground.config.reduction, *ground.topology, state_.gradient_elements(), micro_batches_);
 }
 
 void CreatedSession::begin_step(Voice voice, const Feeds& feeds) {
@@ -169,7 +169,7 @@ void CreatedSession::agree_to_close() {
 /// This rank failed where it should have updated its slice, and the others do not know yet. Shared parameters
 /// that were updated in part must not look like a step: what is not finite is never saved.
 void CreatedSession::spoil_my_slice() {
-  const ElementRange mine = reducer_->slice();
+  const ElementRange mine = slice();
   std::ranges::fill(state_.parameters().subspan(mine.first, mine.size()),
                     std::numeric_limits<float>::quiet_NaN());
 }
@@ -247,7 +247,10 @@ void CreatedSession::contribute_nothing() {
 std::span<float> CreatedSession::begin_micro_batch() {
   if (abstains_)
     throw UsageError("begin_micro_batch() after contribute_nothing(); a rank does one or the other");
-  return in_contact([&] { return reducer_->begin_micro_batch(); });
+  const std::span<float> gradients = in_contact([&] { return reducer_->begin_micro_batch(); });
+  // Not every step has something to add to buffers.
+  std::ranges::fill(gradients.subspan(state_.parameter_elements(), state_.buffers().size()), 0.0F);
+  return gradients;
 }
 
 void CreatedSession::end_micro_batch() {
@@ -270,7 +273,21 @@ void CreatedSession::reduce_micro_batches() {
 }
 
 ElementRange CreatedSession::slice() const {
-  return shares_parameters() ? reducer_->slice() : ElementRange{0, state_.parameter_elements()};
+  const std::size_t elements = state_.parameter_elements();
+  if (!shares_parameters()) return {0, elements};
+  const ElementRange slice = reducer_->slice();
+  return {std::min(slice.first, elements), std::min(slice.last, elements)};
+}
+
+ElementRange CreatedSession::buffer_slice() const {
+  const std::size_t buffers = state_.buffers().size();
+  if (!shares_parameters()) return {0, buffers};
+  const std::size_t before = state_.parameter_elements();
+  const ElementRange slice = reducer_->slice();
+  const auto within = [&](std::size_t element) {
+    return std::min(std::max(element, before) - before, buffers);
+  };
+  return {within(slice.first), within(slice.last)};
 }
 
 void CreatedSession::finish() {

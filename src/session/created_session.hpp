@@ -126,6 +126,7 @@ class CreatedSession final : public RawSession, public StepContext {
   void say_not_finite() override { ballot_.say(Says::not_finite); }
   void reduce_micro_batches() override;
   ElementRange slice() const override;
+  ElementRange buffer_slice() const override;
   bool shares_parameters() const override { return ground_.config.share_parameters; }
   std::span<const float> sum() const override { return reducer_->sum(); }
   void finish() override;

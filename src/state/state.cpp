@@ -328,6 +328,9 @@ std::span<float> State::slot_values(const std::string& name) const {
 std::size_t State::parameter_elements() const noexcept {
   return impl_->parameter_elements;
 }
+std::size_t State::gradient_elements() const noexcept {
+  return impl_->parameter_elements + impl_->buffer_elements;
+}
 std::int64_t State::parameter_count() const noexcept {
   return impl_->parameter_count;
 }

@@ -24,7 +24,8 @@ Evaluation evaluate(const Communicator& comm, const Sequential& model, const Ker
     Workspace workspace = model.workspace(kernels, micro_batch);
     std::vector<std::int64_t> indices(static_cast<std::size_t>(micro_batch));
     std::vector<float> inputs(indices.size() * static_cast<std::size_t>(dataset.sample_elements()));
-    std::vector<std::int32_t> labels(indices.size());
+    const auto labels_each = static_cast<std::size_t>(dataset.labels_per_sample());
+    std::vector<std::int32_t> labels(indices.size() * labels_each);
     for (std::int64_t piece = owned.first; piece < owned.last; ++piece) {
       const std::int64_t first = piece * micro_batch;
       const auto count = static_cast<std::size_t>(std::min(micro_batch, dataset.size() - first));
@@ -32,7 +33,7 @@ Evaluation evaluate(const Communicator& comm, const Sequential& model, const Ker
       std::iota(these.begin(), these.end(), first);
       const auto samples =
           std::span(inputs).first(count * static_cast<std::size_t>(dataset.sample_elements()));
-      const auto answers = std::span(labels).first(count);
+      const auto answers = std::span(labels).first(count * labels_each);
       dataset.fill(these, samples, answers);
       std::int64_t piece_correct = 0;
       model.evaluate(workspace, samples, std::span<const std::int32_t>(answers),
@@ -55,7 +56,8 @@ Evaluation evaluate(const Communicator& comm, const Sequential& model, const Ker
   std::int64_t all_correct = 0;
   for (const std::int64_t part : comm.all_gather(correct)) all_correct += part;
   const auto samples = static_cast<double>(dataset.size());
-  return {loss / samples, static_cast<double>(all_correct) / samples, dataset.size()};
+  const auto judged = samples * static_cast<double>(dataset.labels_per_sample());
+  return {loss / samples, static_cast<double>(all_correct) / judged, dataset.size()};
 }
 
 }  // namespace lockstep

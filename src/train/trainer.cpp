@@ -63,9 +63,10 @@ Trainer::Trainer(Parts parts, const MonitoredTrainingSession& session)
 }
 
 StepValues Trainer::step(StepContext& context) {
-  const std::size_t elements = parts_.state.parameter_elements();
+  const std::size_t elements = parts_.state.gradient_elements();
   const float scale = 1.0F / static_cast<float>(parts_.batch.global_batch);
   const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
+  const std::size_t labels = samples * static_cast<std::size_t>(parts_.dataset->labels_per_sample());
   const auto sample_elements = static_cast<std::size_t>(parts_.dataset->sample_elements());
   if (context.micro_batches_in_step() != parts_.batch.micro_batches()) {
     throw UsageError(fmt::format(
@@ -84,7 +85,12 @@ StepValues Trainer::step(StepContext& context) {
       const auto phase = context.trace().phase("compute");
       parts_.model.forward_backward(
           workspace_, batch.inputs.subspan(m * samples * sample_elements, samples * sample_elements),
-          batch.labels.subspan(m * samples, samples), gradients.first(elements), scale, loss);
+          batch.labels.subspan(m * labels, labels), gradients.first(elements), scale, loss, {},
+          {.draw = {.seed = parts_.seed,
+                    .step = context.number(),
+                    .first_sample = (owned_.first + static_cast<std::int64_t>(m)) * parts_.batch.micro_batch},
+           .statistics = gradients.subspan(parts_.state.parameter_elements(), parts_.state.buffers().size()),
+           .statistics_share = 1.0F / static_cast<float>(parts_.batch.micro_batches())});
       if (!std::isfinite(loss)) context.say_not_finite();
       gradients[elements] = loss;
       context.end_micro_batch();

@@ -98,7 +98,7 @@ void Update::apply(StepContext& context, float learning_rate) {
   if (!shared) context.finish();
   const std::span<float> parameters = state_.parameters();
   const auto gradients = context.sum().first(parameters.size());
-  const ElementRange slice = shared ? context.slice() : ElementRange{0, parameters.size()};
+  const ElementRange slice = context.slice();
   const auto mine = parts_in(slice);
 
   {
@@ -126,6 +126,9 @@ void Update::apply(StepContext& context, float learning_rate) {
       optimizer_.apply(slice, parameters, gradients, slots_, scalars);
     }
   }
+  const ElementRange buffers = context.buffer_slice();
+  const auto added = context.sum().subspan(parameters.size(), state_.buffers().size());
+  for (std::size_t i = buffers.first; i < buffers.last; ++i) state_.buffers()[i] += added[i];
   context.finish();
 }
 

@@ -111,7 +111,7 @@ class BadInput(EndToEnd):
         self.assertEqual(harness.snapshot(self.folder), {})
 
     def test_options_of_later_versions_are_refused(self):
-        for name, value in [("model", "unet"), ("dataset", "cifar10"),
+        for name, value in [("model", "unet"), ("dataset", "hdf5"),
                             ("precision", "bf16"), ("gradient_dtype", "bf16"), ("shard_optimizer", "1"),
                             ("threads", "2"), ("bucket_bytes", "65536")]:
             with self.subTest(option=name):

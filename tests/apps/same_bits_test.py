@@ -1,10 +1,12 @@
 """Promise P1 with real programs: one parameters_digest and one loss, however the work is spread."""
 
+import random
+
 import harness
 from harness import EndToEnd
 
 # What the ranks may change: everything that is reported but these.
-BITS = ("parameters_digest", "loss", "test_accuracy", "test_loss", "global_step")
+BITS = ("parameters_digest", "buffers_digest", "loss", "test_accuracy", "test_loss", "global_step")
 
 
 class SameBits(EndToEnd):
@@ -27,6 +29,32 @@ class SameBits(EndToEnd):
         changes = {"dataset": "fashion-mnist", "data_dir": None, "model": "lenet", "hidden": None, "last_step": 6,
                    "global_batch": 24, "micro_batch": 4, "learning_rate": 0.02}
         expected = self.bits(1, **changes)
+        for ranks in (2, 5):
+            with self.subTest(ranks=ranks):
+                self.assertEqual(self.bits(ranks, **changes), expected)
+
+    def test_batch_norm_and_its_running_statistics(self):
+        folder = self.folder / "cifar"
+        folder.mkdir()
+        for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+            generator = random.Random(name)
+            (folder / name).write_bytes(b"".join(bytes([i % 10]) + generator.randbytes(3072) for i in range(8)))
+        changes = {"dataset": "cifar10", "data_dir": folder, "model": "resnet", "depth": 8, "hidden": None,
+                   "last_step": 4, "global_batch": 12, "micro_batch": 2, "learning_rate": 0.05}
+        expected = self.bits(1, **changes)
+        self.assertNotEqual(expected, self.bits(1, **changes | {"micro_batch": 3}))
+        for ranks, variant in [(3, {}), (4, {"ranks_per_node": 2})]:
+            with self.subTest(ranks=ranks, **variant):
+                self.assertEqual(self.bits(ranks, **changes, **variant), expected)
+
+    def test_a_small_gpt(self):
+        text = self.folder / "a.txt"
+        text.write_bytes(b"".join(b"%d times %d is %d. " % (i, j, i * j) for i in range(30) for j in range(10)))
+        changes = {"dataset": "text", "data_dir": text, "model": "gpt", "layers": 2, "width": 32, "heads": 2,
+                   "context": 16, "hidden": None, "last_step": 40, "global_batch": 12, "micro_batch": 2,
+                   "optimizer": "adamw", "learning_rate": 0.01}
+        expected = self.bits(1, **changes)
+        self.assertLess(expected["loss"], 3.0)
         for ranks in (2, 5):
             with self.subTest(ranks=ranks):
                 self.assertEqual(self.bits(ranks, **changes), expected)

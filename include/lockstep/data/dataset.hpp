@@ -22,9 +22,13 @@ class Dataset {
   /// Labels are 0 to classes() - 1.
   virtual int classes() const noexcept = 0;
 
+  /// How many labels belong to one sample: one, or one for each position of a text.
+  virtual std::int64_t labels_per_sample() const noexcept { return 1; }
+
   /// Writes the samples `indices` one after the other (each row-major, pixels scaled to [0, 1]) and their
-  /// labels. Allocates nothing. `inputs` must have room for exactly indices.size() samples, `labels` for as
-  /// many labels; otherwise, and for an index out of range, throws InternalError and the spans hold anything.
+  /// labels. Allocates nothing. `inputs` must have room for exactly indices.size() samples, `labels` for
+  /// their labels; otherwise, and for an index out of range, throws InternalError and the spans hold
+  /// anything.
   virtual void fill(std::span<const std::int64_t> indices, std::span<float> inputs,
                     std::span<std::int32_t> labels) const = 0;
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -88,11 +89,16 @@ class ImageDataset final : public Dataset {
 std::shared_ptr<const Dataset> load_idx_dataset(FileSystem& files, const std::filesystem::path& directory,
                                                 Split split, std::optional<int> classes = std::nullopt);
 
-/// load_idx_dataset beside the main thread: started before MPI is, reading the files costs the start of a
+/// Loads a dataset beside the main thread: started before MPI is, reading the files costs the start of a
 /// program almost nothing. Local.
 class BackgroundLoad {
  public:
-  /// On a worker of its own, which may have something else to do first. `files` must outlive this.
+  using Load = std::function<std::shared_ptr<const Dataset>()>;
+
+  /// On a worker of its own, which may have something else to do first. What `load` uses must outlive this.
+  BackgroundLoad(std::unique_ptr<Worker> worker, Load load);
+
+  /// load_idx_dataset. `files` must outlive this.
   BackgroundLoad(std::unique_ptr<Worker> worker, FileSystem& files, std::filesystem::path directory,
                  Split split, std::optional<int> classes = std::nullopt);
 

@@ -62,7 +62,9 @@ class StepContext {
   virtual MicroBatchRange micro_batches() const = 0;       ///< This rank's. Local.
   virtual std::int64_t micro_batches_in_step() const = 0;  ///< Over all ranks. Local.
 
-  /// Where the gradient of this rank's next micro-batch goes, then kMicroBatchValues; see Reducer. Local.
+  /// Where this rank's next micro-batch puts its numbers (see Reducer): its gradient, of the parameter arena's
+  /// layout; what it adds to the buffers, of theirs (zeros at first); then kMicroBatchValues zeros for the
+  /// caller's own sums. Local.
   virtual std::span<float> begin_micro_batch() = 0;
   virtual void end_micro_batch() = 0;  ///< Local.
 
@@ -78,12 +80,16 @@ class StepContext {
   /// The parameter elements that this rank updates. Local.
   virtual ElementRange slice() const = 0;
 
+  /// The same for the buffers: which of them this rank updates before `finish`, counted from their first.
+  /// What is to be added lies in `sum`, behind the gradients. Local.
+  virtual ElementRange buffer_slice() const = 0;
+
   /// True where the ranks of a node have one copy of the parameters, of which each updates its slice before
   /// `finish`. False: each has its own, updates all of it, and needs the whole sum: after `finish`. Local.
   virtual bool shares_parameters() const = 0;
 
-  /// Over all micro-batches, the parameter elements first, padding included; then kMicroBatchValues. After
-  /// reducing, until the next step begins. Local.
+  /// Over all micro-batches, laid out as they are: parameter elements first, padding included; what is added
+  /// to the buffers; then kMicroBatchValues. After reducing, until the next step begins. Local.
   virtual std::span<const float> sum() const = 0;
 
   /// Returns when all ranks of the node have called it: all of `sum` is final, and so are shared parameters

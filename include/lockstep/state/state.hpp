@@ -59,7 +59,10 @@ class State {
   std::span<float> buffers() const noexcept;
   std::span<float> slot_values(const std::string& name) const;
   std::size_t parameter_elements() const noexcept;  ///< of the arena, padding included
-  std::int64_t parameter_count() const noexcept;    ///< without padding
+
+  /// Of an arena for gradients and what is added to the buffers, which lie behind them.
+  std::size_t gradient_elements() const noexcept;
+  std::int64_t parameter_count() const noexcept;  ///< without padding
 
   const std::vector<Tensor>& parameter_tensors() const noexcept;  ///< in the order of their offsets
   const std::vector<Tensor>& buffer_tensors() const noexcept;

@@ -11,7 +11,7 @@ namespace lockstep {
 
 struct Evaluation {
   double loss = 0;      ///< mean over the samples
-  double accuracy = 0;  ///< share of the samples that the model gets right
+  double accuracy = 0;  ///< share of the labels that the model gets right
   std::int64_t samples = 0;
 };
 

@@ -31,8 +31,8 @@ class Update {
   /// Collective over the node.
   Update(const Optimizer& optimizer, const State& state, UpdateOptions options, const Topology& topology);
 
-  /// After `reduce_micro_batches`: updates this rank's slice of the parameters, or all of them where each
-  /// rank has its own, and finishes the step. Collective over the node.
+  /// After `reduce_micro_batches`: updates this rank's slice of the parameters and of the buffers, or all of
+  /// them where each rank has its own, and finishes the step. Collective over the node.
   void apply(StepContext& context, float learning_rate);
 
   /// Of the newest step's gradients, before clipping; only known with `clip_norm`. The same on all ranks.

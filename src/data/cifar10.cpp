@@ -24,9 +24,7 @@ class Cifar10 final : public Dataset {
  public:
   explicit Cifar10(std::vector<std::byte> records) : records_(std::move(records)) {}
 
-  std::int64_t size() const noexcept override {
-    return static_cast<std::int64_t>(records_.size() / kRecord);
-  }
+  std::int64_t size() const noexcept override { return static_cast<std::int64_t>(records_.size() / kRecord); }
   const std::vector<std::int64_t>& sample_shape() const noexcept override { return shape_; }
   int classes() const noexcept override { return kClasses; }
   Digest digest() const override { return digest_of(records_); }
@@ -74,13 +72,15 @@ std::shared_ptr<const Dataset> load_cifar10(FileSystem& files, const std::filesy
       file = files.open_file(directory / name);
     } catch (const FileError& error) {
       if (error.code() != ENOENT && error.code() != ENOTDIR) throw;
-      throw DataError(fmt::format("data directory '{}' has no {}; name the directory that holds the files of "
-                                  "CIFAR-10's binary version with --data_dir",
-                                  directory.string(), name));
+      throw DataError(
+          fmt::format("data directory '{}' has no {}; name the directory that holds the files of "
+                      "CIFAR-10's binary version with --data_dir",
+                      directory.string(), name));
     }
     const std::vector<std::byte> content = read_all(*file, kLargest);
     const auto damaged = [&](const std::string& problem) {
-      throw DataError(fmt::format("data file '{}': {}; fetch it again", (directory / name).string(), problem));
+      throw DataError(
+          fmt::format("data file '{}': {}; fetch it again", (directory / name).string(), problem));
     };
     if (content.empty() || content.size() % kRecord != 0) {
       damaged(fmt::format("has {} bytes, not a multiple of {}", content.size(), kRecord));

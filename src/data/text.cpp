@@ -97,10 +97,10 @@ std::shared_ptr<const Dataset> load_text(FileSystem& files, const std::filesyste
     bytes.erase(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(cut));
   }
   if (bytes.size() < static_cast<std::size_t>(context) + 1) {
-    throw DataError(fmt::format("the {} split of the text at '{}' has {} bytes, too few for a context of {}; "
-                                "give more text, or a smaller context",
-                                split == Split::train ? "training" : "test", path.string(), bytes.size(),
-                                context));
+    throw DataError(
+        fmt::format("the {} split of the text at '{}' has {} bytes, too few for a context of {}; "
+                    "give more text, or a smaller context",
+                    split == Split::train ? "training" : "test", path.string(), bytes.size(), context));
   }
   return std::make_shared<Text>(std::move(bytes), context);
 }

@@ -24,10 +24,10 @@ std::string CausalAttention::describe() const {
 
 Shape CausalAttention::declare(State&, const std::string&, const Shape& input) {
   if (input.size() != 2 || input[1] % (3 * heads_) != 0) {
-    throw UsageError(
-        fmt::format("attention of {} heads takes samples [positions, a multiple of {}], queries, keys and values "
-                    "side by side (got {})",
-                    heads_, 3 * heads_, to_string(input)));
+    throw UsageError(fmt::format(
+        "attention of {} heads takes samples [positions, a multiple of {}], queries, keys and values "
+        "side by side (got {})",
+        heads_, 3 * heads_, to_string(input)));
   }
   positions_ = input[0];
   width_ = input[1] / 3;

@@ -32,7 +32,8 @@ void channel_sums(std::size_t rows, std::size_t channels, float* __restrict bloc
       sums[c] = sum;
     }
   }
-  for (std::size_t c = 0; c < channels; ++c) sums[c] = static_cast<float>(static_cast<double>(sums[c]) * share);
+  for (std::size_t c = 0; c < channels; ++c)
+    sums[c] = static_cast<float>(static_cast<double>(sums[c]) * share);
 }
 
 }  // namespace
@@ -40,8 +41,8 @@ void channel_sums(std::size_t rows, std::size_t channels, float* __restrict bloc
 BatchNorm::BatchNorm(Then then, float momentum, float epsilon)
     : then_(then), momentum_(momentum), epsilon_(epsilon) {
   if (!(momentum >= 0 && momentum <= 1) || !(epsilon > 0)) {
-    throw UsageError(fmt::format("a batch norm has a momentum from 0 to 1 and an epsilon above 0 (got {}, {})",
-                                 momentum, epsilon));
+    throw UsageError(fmt::format(
+        "a batch norm has a momentum from 0 to 1 and an epsilon above 0 (got {}, {})", momentum, epsilon));
   }
 }
 

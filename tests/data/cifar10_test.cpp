@@ -45,7 +45,8 @@ TEST_CASE("records come in the order of the files, channels last, pixels in [0, 
     for (int c = 0; c < 3; ++c) {
       const auto at = static_cast<std::size_t>(3 * p + c);
       if (inputs[at] != static_cast<float>((8 + p + 50 * c) % 256) / 255.0F) FAIL_CHECK("pixel " << at);
-      if (inputs[3072 + at] != static_cast<float>((1 + p + 50 * c) % 256) / 255.0F) FAIL_CHECK("pixel " << at);
+      if (inputs[3072 + at] != static_cast<float>((1 + p + 50 * c) % 256) / 255.0F)
+        FAIL_CHECK("pixel " << at);
     }
   }
   CHECK(load_cifar10(files, "d", Split::test)->size() == 1);
@@ -56,7 +57,8 @@ TEST_CASE("records come in the order of the files, channels last, pixels in [0, 
 TEST_CASE("missing and damaged files are refused by name") {
   testing::MemoryFiles files = two_records_a_file();
   files.files.erase("d/data_batch_3.bin");
-  CHECK_THROWS_WITH_AS(load_cifar10(files, "d", Split::train), doctest::Contains("data_batch_3.bin"), DataError);
+  CHECK_THROWS_WITH_AS(load_cifar10(files, "d", Split::train), doctest::Contains("data_batch_3.bin"),
+                       DataError);
   files = two_records_a_file();
   files.files["d/data_batch_2.bin"].pop_back();
   CHECK_THROWS_WITH_AS(load_cifar10(files, "d", Split::train), doctest::Contains("6145"), DataError);

@@ -48,8 +48,7 @@ TEST_CASE("batch norm: statistics of the micro-batch in training, running ones i
   const std::vector<float> in{1, 10, 3, 10, 5, 20, 7, 40};  // channel means 4 and 20, variances 5 and 150
   std::vector<float> out(8), scratch(layer.scratch_size(2));
   std::vector<float> statistics(state.buffers().size());
-  const Pass training{
-      .kernels = *kernels, .samples = 2, .statistics = statistics, .statistics_share = 0.25F};
+  const Pass training{.kernels = *kernels, .samples = 2, .statistics = statistics, .statistics_share = 0.25F};
   layer.forward(training, in, out, scratch);
   CHECK(out[0] == doctest::Approx(-3 / std::sqrt(5.0)));
   CHECK(out[7] == doctest::Approx(20 / std::sqrt(150.0)));
@@ -91,7 +90,8 @@ std::unique_ptr<Residual> block(bool shortcut, Residual::Then then) {
   return std::make_unique<Residual>(std::move(main), std::move(other), then);
 }
 
-TEST_CASE("the gradients of residual blocks agree with differences, with and without a shortcut, nested too") {
+TEST_CASE(
+    "the gradients of residual blocks agree with differences, with and without a shortcut, nested too") {
   for (const auto& kernels : test::all_kernels()) {
     for (const bool shortcut : {false, true}) {
       for (const auto then : {Residual::Then::nothing, Residual::Then::relu}) {
@@ -135,7 +135,8 @@ std::vector<double> attention(std::int64_t samples, std::int64_t positions, std:
         double sum = 0;
         for (std::int64_t s = 0; s <= t; ++s) {
           double dot = 0;
-          for (std::int64_t j = 0; j < head; ++j) dot += at(n, t, h * head + j) * at(n, s, width + h * head + j);
+          for (std::int64_t j = 0; j < head; ++j)
+            dot += at(n, t, h * head + j) * at(n, s, width + h * head + j);
           weights.push_back(std::exp(dot / std::sqrt(static_cast<double>(head))));
           sum += weights.back();
         }
@@ -201,13 +202,14 @@ TEST_CASE("the gradients of attention agree with differences, within a block and
 TEST_CASE("a dense layer over positions is one over rows") {
   for (const std::int64_t positions : {1, 5, 300}) {
     const GradientReport report = check_gradients(
-        std::make_unique<Dense>(4, DenseOptions{.each_position = true, .bias = positions > 1}), {positions, 3},
-        *make_kernels(), {.samples = 2});
+        std::make_unique<Dense>(4, DenseOptions{.each_position = true, .bias = positions > 1}),
+        {positions, 3}, *make_kernels(), {.samples = 2});
     INFO(report.where);
     CHECK(report.worst < 3e-3);
   }
-  const GradientReport relu = check_gradients(
-      std::make_unique<Dense>(4, DenseOptions{.activation = Activation::relu, .bias = false}), {3}, *make_kernels());
+  const GradientReport relu =
+      check_gradients(std::make_unique<Dense>(4, DenseOptions{.activation = Activation::relu, .bias = false}),
+                      {3}, *make_kernels());
   CHECK(relu.worst < 3e-3);
 }
 

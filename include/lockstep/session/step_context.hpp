@@ -62,9 +62,9 @@ class StepContext {
   virtual MicroBatchRange micro_batches() const = 0;       ///< This rank's. Local.
   virtual std::int64_t micro_batches_in_step() const = 0;  ///< Over all ranks. Local.
 
-  /// Where this rank's next micro-batch puts its numbers (see Reducer): its gradient, of the parameter arena's
-  /// layout; what it adds to the buffers, of theirs (zeros at first); then kMicroBatchValues zeros for the
-  /// caller's own sums. Local.
+  /// Where this rank's next micro-batch puts its numbers (see Reducer): its gradient, of the parameter
+  /// arena's layout; what it adds to the buffers, of theirs (zeros at first); then kMicroBatchValues zeros
+  /// for the caller's own sums. Local.
   virtual std::span<float> begin_micro_batch() = 0;
   virtual void end_micro_batch() = 0;  ///< Local.
 

@@ -102,6 +102,16 @@ void warn_of_idle_ranks(const Communicator& world, const Log& log, const BatchPl
           : std::string()));
 }
 
+/// The same for the threads of ranks that have something to do.
+void warn_of_idle_threads(const Communicator& world, const Log& log, const BatchPlan& batch, int threads) {
+  const std::int64_t owned = (batch.micro_batches() + world.size() - 1) / world.size();
+  if (threads <= owned) return;
+  log.warn(
+      fmt::format("{} of {} threads a rank have nothing to do: no rank has more than {} of the {} "
+                  "micro-batches; use --threads {}, or a smaller micro_batch (another one gives other bits)",
+                  threads - owned, threads, owned, batch.micro_batches(), owned));
+}
+
 /// Settings that a resumed run must share with its checkpoint.
 void declare_settings(State& state, const TrainOptions& options, const BatchPlan& batch,
                       const Sequential& model, const Optimizer& optimizer, const Kernels& kernels,
@@ -191,7 +201,7 @@ struct Timing {
 nlohmann::json make_report(const MonitoredTrainingSession& session, const Communicator& world,
                            const State& state, const BatchPlan& batch, const Kernels& kernels,
                            std::optional<double> loss, const std::optional<Evaluation>& evaluation,
-                           const Timing& timing, double seconds) {
+                           const Timing& timing, double seconds, int threads) {
   const auto or_null = [](const auto& value) {
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
   };
@@ -199,6 +209,7 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const Commun
       {"global_step", session.global_step()},
       {"ranks", world.size()},
       {"nodes", session.topology().nodes},
+      {"threads", threads},
       {"global_batch", batch.global_batch},
       {"micro_batch", batch.micro_batch},
       {"loss", or_null(loss)},
@@ -246,8 +257,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   const auto schedule = make_schedule(options, last_step);
   declare_settings(state, options, batch, model, *optimizer, *kernels, *dataset, last_step);
 
-  log.info(fmt::format("{}, {}, {} rank{}, 1 thread a rank", version_text(), Environment::library(),
-                       comm.size(), comm.size() == 1 ? "" : "s"));
+  log.info(fmt::format("{}, {}, {} rank{}, {} thread{} a rank", version_text(), Environment::library(),
+                       comm.size(), comm.size() == 1 ? "" : "s", options.threads,
+                       options.threads == 1 ? "" : "s"));
   report_placement(comm, log);
   warn_of_unused_tasks(comm, log);
   log.info(fmt::format("data: {} samples of {} in {} classes", dataset->size(),
@@ -264,6 +276,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   }
   log.info(fmt::format("kernels: {}, {}", kernels->description(), kernels->instruction_set()));
   warn_of_idle_ranks(comm, log, batch);
+  warn_of_idle_threads(comm, log, batch, options.threads);
   if (options.reduction == "mpi") {
     log.info("--reduction mpi: the bits depend on the number of ranks and where they run");
   }
@@ -306,7 +319,8 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                      .state = state,
                      .executor = *machine.executor,
                      .prefetch = options.prefetch,
-                     .update = update_options(options)},
+                     .update = update_options(options),
+                     .threads = options.threads},
                     session);
     const MonitoredTrainingSession::Step step = [&](StepContext& context) {
       const StepValues values = trainer.step(context);
@@ -349,8 +363,8 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     const double seconds = (machine.clock->now() - machine.started).count();
     log.info(fmt::format("parameters {}", state.parameters_digest().hex()));
     if (options.report.empty()) return;
-    const nlohmann::json report =
-        make_report(session, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
+    const nlohmann::json report = make_report(session, comm, state, batch, *kernels, loss, evaluation, timing,
+                                              seconds, options.threads);
     write_text(options.report, report.dump(2) + "\n", *machine.files);
   });
   if (session.stopped_early()) log.info("stopped early: launch again with the same checkpoint_dir to go on");

@@ -133,6 +133,7 @@ void check(const TrainOptions& o) {
   }
   check_range<std::int64_t>("max_to_keep", o.max_to_keep, 0);
   check_range<std::int64_t>("prefetch", o.prefetch, 0, 64);
+  check_range<std::int64_t>("threads", o.threads, 1, 4096);
   check_range<std::int64_t>("ranks_per_node", o.ranks_per_node, 0);
   if (!is_plain_name(o.checkpoint_basename)) {
     throw UsageError(
@@ -195,7 +196,6 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   std::string gradient_dtype = "f32";
   std::string precision = "f32";
   int shard_optimizer = 0;
-  int threads = 1;
   std::vector<std::string> allow_change;
   std::vector<std::string> init_tensors;
   std::int64_t last_step = 0;
@@ -291,7 +291,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "precision", po::value(&precision)->default_value(precision), "f32")(
       "gradient_dtype", po::value(&gradient_dtype)->default_value(gradient_dtype), "f32")(
       "shard_optimizer", po::value(&shard_optimizer)->default_value(0), "0")(
-      "threads", po::value(&threads)->default_value(1), "of a rank: 1")(
+      "threads", po::value(&o.threads)->default_value(o.threads),
+      "of a rank, each on micro-batches of its own; the same bits with any number")(
       "prefetch", po::value(&o.prefetch)->default_value(o.prefetch),
       "batches made ahead on a thread; 0: made when needed")(
       "hang_limit_secs", po::value(&o.hang_limit_secs)->default_value(o.hang_limit_secs),
@@ -358,10 +359,6 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   check_word("precision", precision, {"f32"}, {"bf16"});
   check_word("gradient_dtype", gradient_dtype, {"f32"}, {"bf16"});
   check_word("shard_optimizer", std::to_string(shard_optimizer), {"0"}, {"1"});
-  if (threads != 1) {
-    throw UsageError(fmt::format("--threads {} is not in this version ({}); start more ranks instead",
-                                 threads, version_text()));
-  }
   check(o);
   return parsed;
 }

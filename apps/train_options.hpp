@@ -66,6 +66,7 @@ struct TrainOptions {
   std::string reduction = "canonical";
   std::string kernels = "auto";
   int prefetch = 0;
+  int threads = 1;
   double hang_limit_secs = 600;
   double max_wait_secs = 7200;
   double stop_grace_period_secs = 120;

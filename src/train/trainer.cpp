@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -54,20 +55,90 @@ BatchPlan batch_plan(std::int64_t global_batch, std::int64_t micro_batch) {
 Trainer::Trainer(Parts parts, const MonitoredTrainingSession& session)
     : parts_(std::move(parts)),
       owned_(session.reducer().micro_batches()),
-      workspace_(parts_.model.workspace(parts_.kernels, parts_.batch.micro_batch)),
       batches_(parts_.dataset, Sampler(parts_.seed, parts_.dataset->size(), parts_.batch.global_batch),
                sample_ranges(parts_.batch, owned_), parts_.executor,
                owned_.size() == 0 ? 0 : parts_.prefetch),
       update_(parts_.optimizer, parts_.state, parts_.update, session.topology()) {
+  if (parts_.threads < 1) throw UsageError(fmt::format("threads is {}; give at least 1", parts_.threads));
+  const std::int64_t lanes = std::clamp<std::int64_t>(owned_.size(), 1, parts_.threads);
+  for (std::int64_t i = 0; i < lanes; ++i) {
+    auto lane = std::make_unique<Lane>();
+    lane->workspace = parts_.model.workspace(parts_.kernels, parts_.batch.micro_batch);
+    if (i > 0) {
+      lane->gradients = PlainAllocator{}.allocate(parts_.state.gradient_elements());
+      lane->worker = parts_.executor.start("compute");
+    }
+    lanes_.push_back(std::move(lane));
+  }
   batches_.start(parts_.state.global_step());
+}
+
+/// Forward and backward of the lane's micro-batch. On any thread: touches nothing but the lane and what all
+/// share without changing it.
+void Trainer::compute(Lane& lane, std::span<float> gradients) {
+  const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
+  const std::size_t inputs = samples * static_cast<std::size_t>(parts_.dataset->sample_elements());
+  const std::size_t labels = samples * static_cast<std::size_t>(parts_.dataset->labels_per_sample());
+  const auto m = static_cast<std::size_t>(lane.micro_batch);
+  parts_.model.forward_backward(
+      lane.workspace, lane.batch->inputs.subspan(m * inputs, inputs),
+      lane.batch->labels.subspan(m * labels, labels), gradients,
+      1.0F / static_cast<float>(parts_.batch.global_batch), lane.loss, {},
+      {.draw = {.seed = parts_.seed,
+                .step = lane.step,
+                .first_sample = (owned_.first + lane.micro_batch) * parts_.batch.micro_batch},
+       .statistics = gradients.subspan(parts_.state.parameter_elements(), parts_.state.buffers().size()),
+       .statistics_share = 1.0F / static_cast<float>(parts_.batch.micro_batches())});
+}
+
+void Trainer::hand_in(StepContext& context, std::span<float> gradients, std::size_t elements, float loss) {
+  if (!std::isfinite(loss)) context.say_not_finite();
+  gradients[elements] = loss;
+  context.end_micro_batch();
+}
+
+/// In rounds of one micro-batch a thread, which the main thread folds in their order.
+void Trainer::compute_owned(StepContext& context, const Batch& batch) {
+  const std::size_t elements = parts_.state.gradient_elements();
+  const auto lanes = static_cast<std::int64_t>(lanes_.size());
+  for (std::int64_t begin = 0; begin < owned_.size(); begin += lanes) {
+    const std::int64_t busy = std::min(lanes, owned_.size() - begin);
+    for (std::int64_t i = 0; i < busy; ++i) {
+      Lane& lane = *lanes_[static_cast<std::size_t>(i)];
+      lane.batch = &batch;
+      lane.micro_batch = begin + i;
+      lane.step = context.number();
+      // Two pointers: std::function keeps them without allocating.
+      if (i > 0) lane.worker->post([this, &lane] { compute(lane, lane.gradients.values()); });
+    }
+    std::exception_ptr failure;
+    try {
+      const auto gradients = context.begin_micro_batch();
+      const auto phase = context.trace().phase("compute");
+      compute(*lanes_.front(), gradients.first(elements));
+      hand_in(context, gradients, elements, lanes_.front()->loss);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    // All are waited for, whatever fails: they use the batch.
+    for (std::int64_t i = 1; i < busy; ++i) {
+      Lane& lane = *lanes_[static_cast<std::size_t>(i)];
+      try {
+        lane.worker->wait();
+        if (failure) continue;
+        const auto gradients = context.begin_micro_batch();
+        std::ranges::copy(lane.gradients.values(), gradients.begin());
+        hand_in(context, gradients, elements, lane.loss);
+      } catch (...) {
+        if (!failure) failure = std::current_exception();
+      }
+    }
+    if (failure) std::rethrow_exception(failure);
+  }
 }
 
 StepValues Trainer::step(StepContext& context) {
   const std::size_t elements = parts_.state.gradient_elements();
-  const float scale = 1.0F / static_cast<float>(parts_.batch.global_batch);
-  const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
-  const std::size_t labels = samples * static_cast<std::size_t>(parts_.dataset->labels_per_sample());
-  const auto sample_elements = static_cast<std::size_t>(parts_.dataset->sample_elements());
   if (context.micro_batches_in_step() != parts_.batch.micro_batches()) {
     throw UsageError(fmt::format(
         "the session sums {} micro-batches a step, the batch of {} samples has {}; set SessionConfig's "
@@ -79,22 +150,7 @@ StepValues Trainer::step(StepContext& context) {
       const auto phase = context.trace().phase("data");
       return batches_.get(context.number());
     }();
-    for (std::size_t m = 0; m < static_cast<std::size_t>(owned_.size()); ++m) {
-      const auto gradients = context.begin_micro_batch();
-      float loss = 0;
-      const auto phase = context.trace().phase("compute");
-      parts_.model.forward_backward(
-          workspace_, batch.inputs.subspan(m * samples * sample_elements, samples * sample_elements),
-          batch.labels.subspan(m * labels, labels), gradients.first(elements), scale, loss, {},
-          {.draw = {.seed = parts_.seed,
-                    .step = context.number(),
-                    .first_sample = (owned_.first + static_cast<std::int64_t>(m)) * parts_.batch.micro_batch},
-           .statistics = gradients.subspan(parts_.state.parameter_elements(), parts_.state.buffers().size()),
-           .statistics_share = 1.0F / static_cast<float>(parts_.batch.micro_batches())});
-      if (!std::isfinite(loss)) context.say_not_finite();
-      gradients[elements] = loss;
-      context.end_micro_batch();
-    }
+    compute_owned(context, batch);
   }
   context.reduce_micro_batches();
   const float learning_rate = parts_.schedule.learning_rate(context.number());

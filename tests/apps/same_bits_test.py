@@ -32,6 +32,7 @@ class SameBits(EndToEnd):
         for ranks in (2, 5):
             with self.subTest(ranks=ranks):
                 self.assertEqual(self.bits(ranks, **changes), expected)
+        self.assertEqual(self.bits(1, **changes, threads=4), expected)
 
     def test_batch_norm_and_its_running_statistics(self):
         folder = self.folder / "cifar"
@@ -43,7 +44,7 @@ class SameBits(EndToEnd):
                    "last_step": 4, "global_batch": 12, "micro_batch": 2, "learning_rate": 0.05}
         expected = self.bits(1, **changes)
         self.assertNotEqual(expected, self.bits(1, **changes | {"micro_batch": 3}))
-        for ranks, variant in [(3, {}), (4, {"ranks_per_node": 2})]:
+        for ranks, variant in [(3, {"threads": 2}), (4, {"ranks_per_node": 2})]:
             with self.subTest(ranks=ranks, **variant):
                 self.assertEqual(self.bits(ranks, **changes, **variant), expected)
 

@@ -28,6 +28,7 @@ struct Case {
   int ranks_per_node = 0;
   std::string optimizer = "momentum";
   UpdateOptions update = {};
+  int compute_threads = 1;
 };
 
 std::unique_ptr<Optimizer> optimizer_called(const std::string& name) {
@@ -73,7 +74,8 @@ Result trained(const Communicator& world, const Case& c) {
                    .state = state,
                    .executor = *executor,
                    .prefetch = c.prefetch,
-                   .update = c.update},
+                   .update = c.update,
+                   .threads = c.compute_threads},
                   session);
   Result result;
   session.train([&](StepContext& step) {
@@ -196,6 +198,29 @@ TEST_CASE("batches made ahead on a thread change nothing, and ranks without work
     SimulatedWorld{5}.run([&](const Communicator& world) { same += trained(world, c) == expected; });
     CHECK(same == 5);
   }
+}
+
+TEST_CASE("threads of a rank work on different micro-batches and change no bits") {
+  for (const KernelChoice kernels : built_kernels()) {
+    Case c{.kernels = kernels, .batch = {21, 3}};
+    const Result expected = computed(c);
+    c.threads = true;
+    for (const int threads : {2, 3, 4, 9}) {
+      for (const int ranks : {1, 2, 3}) {
+        for (const bool shared : {false, true}) {
+          CAPTURE(threads);
+          CAPTURE(ranks);
+          c.compute_threads = threads;
+          c.shared = shared;
+          int same = 0;
+          SimulatedWorld{ranks}.run(
+              [&](const Communicator& world) { same += trained(world, c) == expected; });
+          CHECK(same == ranks);
+        }
+      }
+    }
+  }
+  CHECK_THROWS_AS(trained(Communicator::self(), Case{.compute_threads = 0}), UsageError);
 }
 
 TEST_CASE("clipping, weight decay and layerwise rates have the same bits on any ranks, nodes and sharing") {

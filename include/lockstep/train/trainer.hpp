@@ -49,9 +49,11 @@ class Trainer {
     Executor& executor;
     int prefetch = 1;  ///< batches made ahead on a thread; 0: made when needed
     UpdateOptions update = {};
+    int threads = 1;  ///< of this rank: each works on a micro-batch of its own, which changes no bits
   };
 
-  /// `session` is the one whose steps it will make. Collective over each node.
+  /// `session` is the one whose steps it will make. Throws UsageError for less than 1 thread. Collective over
+  /// each node.
   Trainer(Parts parts, const MonitoredTrainingSession& session);
 
   /// Collective. Returns `loss`, the mean over the global batch before the update, `learning_rate`, and with
@@ -60,9 +62,24 @@ class Trainer {
   StepValues step(StepContext& context);
 
  private:
+  /// What one thread works with.
+  struct Lane {
+    Workspace workspace;
+    Arena gradients;  ///< of its micro-batch, until the main thread folds it; the main thread's has none
+    const Batch* batch = nullptr;
+    std::int64_t micro_batch = 0;  ///< among the owned ones
+    std::int64_t step = 0;
+    float loss = 0;
+    std::unique_ptr<Worker> worker;  // last: it uses the above
+  };
+
+  void compute(Lane& lane, std::span<float> gradients);
+  void compute_owned(StepContext& context, const Batch& batch);
+  static void hand_in(StepContext& context, std::span<float> gradients, std::size_t elements, float loss);
+
   Parts parts_;
   MicroBatchRange owned_;
-  Workspace workspace_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
   Prefetcher batches_;
   Update update_;
 };

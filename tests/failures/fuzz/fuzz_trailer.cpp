@@ -71,6 +71,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (std::memcmp(image.image().data(), file.data(), image.image().size()) != 0) std::abort();
     if (image.trailer.step < 0) std::abort();
     if (verify_file(source, "input", wanted).digest != image.trailer.digest) std::abort();
+    for (const Extent& extent : parse_index(image.index, image.trailer.image_bytes, "input")) {
+      const auto bytes_of_it =
+          static_cast<std::uint64_t>(element_count(extent.shape)) * size_in_bytes(extent.type);
+      if (extent.offset > image.trailer.image_bytes) std::abort();
+      if (bytes_of_it > image.trailer.image_bytes - extent.offset) std::abort();
+    }
   } catch (const DataError&) {
     // Refused.
   }

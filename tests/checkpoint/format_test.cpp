@@ -330,6 +330,17 @@ TEST_CASE("an index is what was written or refused, whatever is in it, and agree
     write(std::span(index).first(length));
     CHECK_FALSE(error_of([&] { CheckpointFile(directory, kName).check_structure(); }).empty());
   }
+  // One byte past the end of the image, and products that would wrap.
+  for (const Extent& outside :
+       {Extent{"/a", ElementType::f32, {2}, size - 7}, Extent{"/a", ElementType::u8, {}, size},
+        Extent{"/a", ElementType::f64, {std::int64_t{1} << 61}, 0},
+        Extent{"/a", ElementType::u8, {1}, size + 1},
+        Extent{"/a", ElementType::i32, {std::int64_t{1} << 31, std::int64_t{1} << 31}, 0}}) {
+    CHECK(error_of([&] { parse_index(build_index(std::span(&outside, 1)), size, kName); }).find("record 0") !=
+          std::string::npos);
+  }
+  const Extent last{"/a", ElementType::f32, {2}, size - 8};
+  CHECK(parse_index(build_index(std::span(&last, 1)), size, kName).size() == 1);
   extents.push_back(extents.front());
   write(build_index(extents));
   CHECK(error_of([&] { CheckpointFile(directory, kName); }).find("twice") != std::string::npos);

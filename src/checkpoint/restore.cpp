@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -18,6 +20,12 @@ namespace lockstep {
 namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{16} << 20;
+
+/// True when a file may be good although it could not be read; false for a link or folder in its place.
+bool is_of_the_storage(const FileError& error) {
+  constexpr std::array kCodes = {EIO, EACCES, EPERM, ESTALE, ETIMEDOUT, ENOMEM, EMFILE, ENFILE};
+  return std::ranges::find(kCodes, error.code()) != kCodes.end();
+}
 
 /// The chief's part: finds, verifies and reads, and tidies up afterwards.
 class Search {
@@ -53,6 +61,12 @@ class Search {
         if (candidate.overtaken.empty()) set_overtaken_aside();
         return finish(std::move(*restored));
       }
+    }
+    if (unreadable_) {
+      throw IoError(
+          fmt::format("none of the {} checkpoints in '{}' can be used, and some could not even be read:\n  "
+                      "{}\nstart again when they can be",
+                      found_.size(), directory_.path().string(), fmt::join(reasons_, "\n  ")));
     }
     throw DataError(
         fmt::format("none of the {} checkpoints in '{}' can be used:\n  {}\nrestore them from a copy, or "
@@ -126,6 +140,7 @@ class Search {
       damaged_.push_back(candidate.file);
     } catch (const FileError& error) {
       failed(error);  // it keeps its name: what cannot be read today may be good tomorrow
+      unreadable_ |= is_of_the_storage(error);
     }
     return std::nullopt;
   }
@@ -178,6 +193,7 @@ class Search {
   std::vector<std::string> damaged_;
   std::vector<std::string> superseded_;
   std::vector<std::string> reasons_;
+  bool unreadable_ = false;           // the storage failed, and the file may be good
   std::vector<std::string> allowed_;  // settings that differ and may
 };
 

@@ -10,6 +10,7 @@
 
 #include <doctest/doctest.h>
 #include <hdf5.h>
+#include <sys/resource.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/image.hpp>
@@ -514,11 +515,18 @@ TEST_CASE("what hooks keep is restored where both have it, and may be missing, e
   CHECK(reader.state.global_step() == 42);
 }
 
+/// KiB that this process has had at most.
+long largest_memory() {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss;
+}
+
 /// An HDF5 image made with the library's own means.
 std::vector<std::byte> hostile_image(const std::function<void(hid_t file)>& fill) {
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
   H5Pset_fapl_core(access, 65536, 0);
-  H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18);
+  H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_LATEST);
   const hid_t file = H5Fcreate("hostile", H5F_ACC_TRUNC, H5P_DEFAULT, access);
   fill(file);
   H5Fflush(file, H5F_SCOPE_GLOBAL);
@@ -618,7 +626,46 @@ TEST_CASE("well signed files with anything but plain tensors inside are refused"
          H5Sclose(space);
          H5Gclose(group);
        }},
+      {"large attribute",
+       [](hid_t file) {
+         const hsize_t elements = 16000;  // 64,000 bytes: about as much as the old format takes
+         const hid_t space = H5Screate_simple(1, &elements, nullptr);
+         const hid_t attribute = H5Acreate2(file, "a", H5T_IEEE_F32LE, space, H5P_DEFAULT, H5P_DEFAULT);
+         CHECK(attribute >= 0);
+         H5Aclose(attribute);
+         H5Sclose(space);
+         make_dataset(file, "x", H5T_IEEE_F32LE, {4});
+       }},
+      {"virtual layout",
+       [](hid_t file) {
+         make_dataset(file, "x", H5T_IEEE_F32LE, {16}, [](hid_t properties) {
+           const hsize_t elements = 16;
+           const hid_t space = H5Screate_simple(1, &elements, nullptr);
+           CHECK(H5Pset_virtual(properties, space, "/etc/passwd", "y", space) >= 0);
+           H5Sclose(space);
+         });
+       }},
+      {"folders in folders",
+       [](hid_t file) {
+         std::string path;
+         for (int depth = 0; depth < 300; ++depth) {
+           path += "/g";
+           H5Gclose(H5Gcreate2(file, path.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+         }
+       }},
+      {"soft links in a ring",
+       [](hid_t file) {
+         H5Lcreate_soft("/b", file, "a", H5P_DEFAULT, H5P_DEFAULT);
+         H5Lcreate_soft("/a", file, "b", H5P_DEFAULT, H5P_DEFAULT);
+       }},
+      {"folders that hold each other",
+       [](hid_t file) {
+         H5Gclose(H5Gcreate2(file, "a", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+         H5Gclose(H5Gcreate2(file, "a/b", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+         H5Lcreate_hard(file, "a", file, "a/b/a", H5P_DEFAULT, H5P_DEFAULT);
+       }},
   };
+  const long before = largest_memory();
   for (const auto& [name, fill] : hostile) {
     const std::string what = name;  // clang 14 does not capture the name of a binding
     CAPTURE(what);
@@ -627,6 +674,7 @@ TEST_CASE("well signed files with anything but plain tensors inside are refused"
     const std::string error = error_of([&] { CheckpointFile(directory, kName); });
     CHECK(error.find("is not a checkpoint that is read here") != std::string::npos);
   }
+  CHECK(largest_memory() - before <= 64 * 1024);
   MemoryDirectory directory;
   write_signed(directory, kName,
                hostile_image([&](hid_t file) { make_dataset(file, "x", H5T_IEEE_F32LE, {4}, early); }));

@@ -23,7 +23,10 @@ LARGEST = 16384  # bytes of an input
 
 def trailer_seeds():
     """Whole but for the digest, which the fuzzer makes right; with and without index, metric and signature."""
-    index = b"".join(struct.pack("<QQH", 64 * i, 64, len(path)) + path for i, path in enumerate([b"/model/w", b"/b"]))
+    def record(offset, kind, shape, path):
+        return struct.pack(f"<QBBH{len(shape)}q", offset, kind, len(shape), len(path), *shape) + path
+    index = (record(0, 4, [1], b"/model/a") + record(0, 4, [], b"/session/global_step") +
+             record(0, 5, [1], b"/config/model"))
     for size in (1, 4096, 4097, 9000):
         for part in (b"", index):
             for signed in (0, 1):

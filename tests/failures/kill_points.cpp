@@ -47,7 +47,7 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool
           judge);
     }
     // A call fails, and a later one is the last.
-    const long pairs = full ? 30 * count : count / 4;
+    const long pairs = full ? 3 * count : count / 4;
     for (long i = 0; i < pairs; ++i) {
       if (!sweep.mine()) continue;
       const Random random(static_cast<std::uint64_t>(i), Purpose::test);
@@ -76,5 +76,5 @@ int main(int argc, char** argv) {
   const Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     return sweep(worker, workers, scratch, full);
   });
-  return report(totals, full ? 50'000 : 2000);
+  return report(totals, full ? 8000 : 2000);
 }

@@ -19,19 +19,9 @@ constexpr int kAttempts = 5;
 
 Candidates find_candidates(Directory& directory, const std::string& basename, const MacKey* key) {
   const ParsedStateFile hint = read_state_file(directory, key);
-  auto found = scan_checkpoints(directory, basename);
+  auto found = scan_checkpoints(directory, basename, hint.state.value_or(StateFile{}));
   Candidates result;
-  if (hint.state) {
-    result.listed = hint.state->checkpoints.size();
-    // A directory on a network file system may not list yet what it has; a look-up by name sees it.
-    for (const CheckpointRecord& record : hint.state->checkpoints) {
-      const auto name = parse_file_name(basename, record.file);
-      const bool known = std::ranges::any_of(
-          found, [&](const FoundCheckpoint& checkpoint) { return checkpoint.file == record.file; });
-      if (name && !known && directory.exists(record.file))
-        found.push_back({*name, record.file, record.bytes});
-    }
-  }
+  if (hint.state) result.listed = hint.state->checkpoints.size();
   std::ranges::sort(found, std::greater{}, &FoundCheckpoint::name);
 
   std::map<std::string, std::uint64_t> tokens;

@@ -13,6 +13,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/names.hpp>
+#include <lockstep/checkpoint/state_file.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 
 // Free: a proposal (a temporary file that is complete) is renamed to ".lock" without replacing, so one
@@ -310,6 +311,11 @@ bool DirectoryLock::is_ours() {
 
 std::uint64_t DirectoryLock::next_token(const std::optional<LockHolder>& previous) {
   std::uint64_t largest = previous ? previous->token : 0;
+  // Looked up by its name, the state file is never older than a listing of the directory may be.
+  if (const auto known = read_state_file(*directory_).state) {
+    largest = std::max(largest, known->token);
+    for (const CheckpointRecord& record : known->checkpoints) largest = std::max(largest, record.token);
+  }
   // A holder that left in good order took its lock along; its checkpoints still know its token, whatever they
   // are called.
   for (const DirectoryEntry& entry : directory_->list()) {

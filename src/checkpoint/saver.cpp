@@ -194,8 +194,11 @@ void Saver::run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexce
       seconds_.insert(std::upper_bound(seconds_.begin(), seconds_.end(), result.seconds.count()),
                       result.seconds.count());
     }
+    // Named in the state file before it is acknowledged: a host whose listing of the directory is old finds
+    // it there.
+    const auto superseded = note_saved(result.name);
     log_.info(result.message);
-    retain(result.name);
+    remove(superseded);
   } catch (const std::exception& error) {
     // What is in the directory now is not known for sure: a name may be there that was not synced.
     rescan_ = true;
@@ -218,10 +221,11 @@ void Saver::run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexce
 std::string Saver::publish(Stamp stamp, std::uint64_t nonce) {
   const std::int64_t step = stamp.step;
   CheckpointName name{step, 0};
-  for (const FoundCheckpoint& found : scan_checkpoints(*directory_, options_.basename)) {
+  for (const FoundCheckpoint& found : scan_checkpoints(*directory_, options_.basename, state_)) {
     if (found.name.step != step) continue;
     name.suffix = found.name.suffix + 1;  // the list is in order: ends one above the highest
   }
+  while (directory_->exists(to_file_name(options_.basename, name))) ++name.suffix;  // not listed yet
   if (name.suffix > 0) {
     const CheckpointName highest{step, name.suffix - 1};
     const FoundCheckpoint existing{highest, to_file_name(options_.basename, highest), 0};
@@ -310,9 +314,9 @@ void Saver::check_owner() const {
                                 : "the directory is not this job's any more: its lock is gone");
 }
 
-/// What follows an acknowledged save. Nothing here can make it fail: the state file is a hint, and what was
-/// not deleted is deleted next time.
-void Saver::retain(const std::string& current) {
+/// Writes the state file after a save and returns what may be deleted. Nothing here can make the save fail:
+/// the state file is a hint, and what was not deleted is deleted next time.
+std::vector<std::string> Saver::note_saved(const std::string& current) {
   try {
     StateFile state;
     {
@@ -339,21 +343,26 @@ void Saver::retain(const std::string& current) {
       state_ = plan.state;
     }
     write_state_file(*directory_, plan.state, options_.key.get());
-    for (const std::string& name : plan.remove) {
-      try {
-        directory_->remove(name);
-      } catch (const FileError& error) {
-        if (error.code() == ENOENT) continue;
-        log_.warn(fmt::format("{}; it is removed after the next save", error.what()));
-        rescan_ = true;
-      }
-    }
+    return plan.remove;
   } catch (const std::exception& error) {
     rescan_ = true;
     log_.warn(
         fmt::format("the checkpoint is safe, but what follows a save failed: {}; it is made up for after "
                     "the next save",
                     error.what()));
+  }
+  return {};
+}
+
+void Saver::remove(const std::vector<std::string>& superseded) {
+  for (const std::string& name : superseded) {
+    try {
+      directory_->remove(name);
+    } catch (const FileError& error) {
+      if (error.code() == ENOENT) continue;
+      log_.warn(fmt::format("{}; it is removed after the next save", error.what()));
+      rescan_ = true;
+    }
   }
 }
 

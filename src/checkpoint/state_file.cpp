@@ -221,9 +221,27 @@ std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::s
   return found;
 }
 
+std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename,
+                                              const StateFile& known) {
+  auto found = scan_checkpoints(directory, basename);
+  const std::size_t listed = found.size();
+  for (const CheckpointRecord& record : known.checkpoints) {
+    const auto name = parse_file_name(basename, record.file);
+    const auto has = [&](const FoundCheckpoint& checkpoint) { return checkpoint.file == record.file; };
+    if (!name || std::any_of(found.begin(), found.end(), has) || !directory.exists(record.file)) continue;
+    found.push_back({*name, record.file, record.bytes});
+  }
+  if (found.size() != listed) {
+    std::sort(found.begin(), found.end(), [](const FoundCheckpoint& left, const FoundCheckpoint& right) {
+      return left.name < right.name;
+    });
+  }
+  return found;
+}
+
 StateFile load_state(Directory& directory, const std::string& basename, const Log& log, const MacKey* key) {
   const ParsedStateFile hint = read_state_file(directory, key);
-  const auto found = scan_checkpoints(directory, basename);
+  const auto found = scan_checkpoints(directory, basename, hint.state.value_or(StateFile{}));
   if (!hint.state && !found.empty()) {
     log.warn(fmt::format("{} is of no use ({}); it is rebuilt from the {} checkpoints in the directory",
                          kStateFileName, hint.problem, found.size()));

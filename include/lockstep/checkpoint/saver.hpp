@@ -99,7 +99,8 @@ class Saver {
   bool holds_same(const FoundCheckpoint& existing, std::int64_t step);
   void write(const std::string& temporary, const Stamp& stamp);
   void check_owner() const;
-  void retain(const std::string& current);
+  std::vector<std::string> note_saved(const std::string& current);
+  void remove(const std::vector<std::string>& superseded);
   void remove_leftovers();
   void fence();
 

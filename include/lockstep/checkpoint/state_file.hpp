@@ -74,6 +74,11 @@ struct FoundCheckpoint {
 /// All of them, oldest first. Throws FileError.
 std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename);
 
+/// The same, and those that `known` names and a look-up by name finds, though the listing has none of them:
+/// on a network file system it may be older.
+std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename,
+                                              const StateFile& known);
+
 /// True when a later owner of the directory knew nothing of a file with this token, so that it is no part of
 /// its run.
 bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t token);

@@ -53,8 +53,8 @@ void swap_exception_state(ExceptionState& mine) {
 
 class Scheduler {
  public:
-  Scheduler(int ranks, std::uint64_t seed)
-      : random_(seed, Purpose::test), ranks_(static_cast<std::size_t>(ranks)) {}
+  Scheduler(int ranks, std::uint64_t seed, std::function<Turn(int)> turn)
+      : random_(seed, Purpose::test), ranks_(static_cast<std::size_t>(ranks)), turn_(std::move(turn)) {}
 
   void run(const std::function<void(int)>& body) {
     body_ = &body;
@@ -86,14 +86,24 @@ class Scheduler {
   void yield(std::uint64_t turn) {
     Rank& rank = ranks_[current_];
     rank.turn = turn;
+    if (turn_) {
+      do {
+        pause(rank);
+      } while (!may_go_on());
+      return;
+    }
     if (turn >= kTurnsToDeadlock && std::all_of(alive_.begin(), alive_.end(), [this](std::size_t i) {
           return ranks_[i].turn >= kTurnsToDeadlock;
         })) {
       throw InternalError(fmt::format("simulated rank {} waits, as do all others: none can go on", current_));
     }
-    swap_exception_state(rank.exceptions);
-    switch_stacks(&rank.context, &scheduler_, &rank.fake_stack, scheduler_stack_, scheduler_stack_size_);
-    swap_exception_state(rank.exceptions);
+    pause(rank);
+  }
+
+  /// Before each operation of the rank that runs.
+  void begin_operation() {
+    if (!turn_) return;
+    while (!may_go_on()) pause(ranks_[current_]);
   }
 
  private:
@@ -106,6 +116,20 @@ class Scheduler {
     std::uint64_t turn = 0;
     bool ended = false;
   };
+
+  bool may_go_on() const {
+    const Turn turn = turn_(static_cast<int>(current_));
+    if (turn == Turn::lose) {
+      throw DeadlineExceeded(fmt::format("simulated rank {} has lost the others", current_));
+    }
+    return turn == Turn::go_on;
+  }
+
+  void pause(Rank& rank) {
+    swap_exception_state(rank.exceptions);
+    switch_stacks(&rank.context, &scheduler_, &rank.fake_stack, scheduler_stack_, scheduler_stack_size_);
+    swap_exception_state(rank.exceptions);
+  }
 
   static void enter(unsigned high, unsigned low, unsigned index) {
     auto* self = reinterpret_cast<Scheduler*>((static_cast<std::uintptr_t>(high) << 32) | low);
@@ -156,6 +180,7 @@ class Scheduler {
   Random random_;
   std::uint32_t draws_ = 0;
   std::vector<Rank> ranks_;
+  std::function<Turn(int)> turn_;
   std::vector<std::size_t> alive_;
   std::size_t current_ = 0;
   const std::function<void(int)>* body_ = nullptr;
@@ -209,11 +234,13 @@ class SimulatedTransport final : public Transport {
   int size() const noexcept override { return static_cast<int>(group_->nodes.size()); }
 
   Request send(std::span<const std::byte> bytes, int destination, int tag) override {
+    group_->scheduler->begin_operation();
     group_->mail[{rank_, destination, tag}].push_back({{bytes.begin(), bytes.end()}});
     return {};
   }
 
   Request receive(std::span<std::byte> bytes, int source, int tag) override {
+    group_->scheduler->begin_operation();
     return pending([this, bytes, source, tag] {
       auto& queue = group_->mail[{source, rank_, tag}];
       if (queue.empty()) return false;
@@ -366,6 +393,7 @@ class SimulatedTransport final : public Transport {
   }
 
   std::uint64_t join(std::span<const std::byte> mine) {
+    group_->scheduler->begin_operation();
     const std::uint64_t number = group_->sequence[static_cast<std::size_t>(rank_)]++;
     Group::Collective& collective = group_->collectives[number];
     collective.contributions.resize(group_->nodes.size());
@@ -393,7 +421,7 @@ class SimulatedTransport final : public Transport {
 }  // namespace
 
 void SimulatedWorld::run(const std::function<void(const Communicator&)>& body, WaitPolicy policy) const {
-  Scheduler scheduler(ranks, seed);
+  Scheduler scheduler(ranks, seed, turn);
   std::vector<int> nodes;
   for (int r = 0; r < ranks; ++r) nodes.push_back(ranks_per_node <= 0 ? 0 : r / ranks_per_node);
   const auto group = std::make_shared<Group>(scheduler, nodes);

@@ -26,6 +26,7 @@ SEED = int(os.environ.get("LOCKSTEP_TEST_SEED", random.SystemRandom().randrange(
 KILLS = int(os.environ.get("LOCKSTEP_KILLS", "40"))
 LAST_STEP = 120
 HUNG = 60  # seconds after which a job that lost a rank hangs, however busy the machine
+STARTED = 240  # seconds for a short run, with whatever else the machine does
 GONE = 5  # seconds: what is promised; a busy machine may need longer for some
 SIDE_BY_SIDE = 2
 MET = "1 thread a rank"  # the first words of a job whose ranks have met
@@ -64,7 +65,10 @@ class Chain:
             lambda: any(self.directory.glob(".*.tmp.*")),
             lambda: "stopped after step" in job.text(),
         ))
-        harness.wait_for(lambda: job.process.poll() is not None or reached(), "the job to come as far or to end")
+        try:
+            harness.wait_for(lambda: job.process.poll() is not None or reached(), "the job to come as far or to end", STARTED)
+        except AssertionError as problem:
+            self.fail(str(problem), None, job.text())
         time.sleep(self.draw.choice((0, 0, self.draw.uniform(0, 0.02), self.draw.uniform(0, 0.4))))
 
     def launch(self):
@@ -175,6 +179,8 @@ class RankKills(harness.EndToEnd):
                 if kill:
                     with lock:
                         kills.append(kill)
+                        if len(kills) % 50 == 0:
+                            print(f"{len(kills)} kills, {launches[0]} launches", flush=True)
             # What is left goes on to the end.
             ended = harness.run(3, harness.TRAIN, *chain.options())
             chain.judge(ended.code, None, ended.err)

@@ -133,6 +133,7 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("global_batch", std::to_string(batch.global_batch));
   state.setting("micro_batch", std::to_string(batch.micro_batch));
   state.setting("precision", "f32");
+  if (options.gradient_dtype != "f32") state.setting("gradient_dtype", options.gradient_dtype);
   state.setting("kernels", kernels.description());
   state.setting("instruction_set", kernels.instruction_set());
   state.setting("data_digest", dataset.digest().hex());
@@ -174,6 +175,9 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   config.reduction = options.reduction == "mpi" ? ReductionKind::mpi : ReductionKind::canonical;
   config.micro_batches = batch.micro_batches();
   config.share_parameters = true;
+  config.shard_optimizer = options.shard_optimizer;
+  config.bucket_bytes = static_cast<std::size_t>(options.bucket_bytes);
+  config.gradient_dtype = options.gradient_dtype == "bf16" ? GradientDtype::bf16 : GradientDtype::f32;
   config.ranks_per_node = options.ranks_per_node;
   config.max_run_secs = options.max_run_secs;
   config.end_time = allocation_end();
@@ -198,10 +202,17 @@ struct Timing {
   double samples_per_second = 0;
 };
 
-nlohmann::json make_report(const MonitoredTrainingSession& session, const Communicator& world,
-                           const State& state, const BatchPlan& batch, const Kernels& kernels,
-                           std::optional<double> loss, const std::optional<Evaluation>& evaluation,
-                           const Timing& timing, double seconds, int threads) {
+/// What the bits of a run depend on, beside promise P1.
+std::string_view same_bits(const TrainOptions& options) {
+  const bool rounded = options.gradient_dtype == "bf16";
+  return rounded || options.reduction == "mpi" ? "on the same layout of ranks and nodes" : "on any ranks";
+}
+
+nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainOptions& options,
+                           const Communicator& world, const State& state, const BatchPlan& batch,
+                           const Kernels& kernels, std::optional<double> loss,
+                           const std::optional<Evaluation>& evaluation, const Timing& timing,
+                           double seconds) {
   const auto or_null = [](const auto& value) {
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
   };
@@ -209,7 +220,7 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const Commun
       {"global_step", session.global_step()},
       {"ranks", world.size()},
       {"nodes", session.topology().nodes},
-      {"threads", threads},
+      {"threads", options.threads},
       {"global_batch", batch.global_batch},
       {"micro_batch", batch.micro_batch},
       {"loss", or_null(loss)},
@@ -231,6 +242,10 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const Commun
       {"reduction", session.reducer().name()},
       {"kernels", kernels.description()},
       {"gradient_arenas", session.reducer().gradient_arenas()},
+      {"gradient_bytes", session.reducer().bytes()},
+      {"gradient_dtype", options.gradient_dtype},
+      {"shard_optimizer", options.shard_optimizer},
+      {"same_bits", same_bits(options)},
       {"version", version_text()}};
 }
 
@@ -280,6 +295,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   if (options.reduction == "mpi") {
     log.info("--reduction mpi: the bits depend on the number of ranks and where they run");
   }
+  if (options.gradient_dtype == "bf16") {
+    log.info("--gradient_dtype bf16: the bits depend on how many nodes there are and the ranks of each");
+  }
   if (!options.report.empty() && !options.dry_run) {
     // A report that cannot be written should be known now, not after hours.
     on_chief(comm, "the chief to try its report", [&] { probe_text(options.report, *machine.files); });
@@ -303,6 +321,11 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     session_options.chief_only_hooks = {std::make_shared<ProgressHook>(last_step, batch.global_batch)};
   }
   MonitoredTrainingSession session(comm, state, std::move(session_options));
+  log.info(fmt::format("sums: {}", session.reducer().describe()));
+  log.info(
+      fmt::format("parameters{} once a node{}, same bits {}",
+                  state.slot_names().empty() ? "" : fmt::format(" and {} slots", state.slot_names().size()),
+                  options.shard_optimizer ? ", slots shared out over all ranks" : "", same_bits(options)));
 
   std::optional<double> loss;
   Timing timing;
@@ -363,8 +386,8 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     const double seconds = (machine.clock->now() - machine.started).count();
     log.info(fmt::format("parameters {}", state.parameters_digest().hex()));
     if (options.report.empty()) return;
-    const nlohmann::json report = make_report(session, comm, state, batch, *kernels, loss, evaluation, timing,
-                                              seconds, options.threads);
+    const nlohmann::json report =
+        make_report(session, options, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
     write_text(options.report, report.dump(2) + "\n", *machine.files);
   });
   if (session.stopped_early()) log.info("stopped early: launch again with the same checkpoint_dir to go on");

@@ -22,7 +22,7 @@ namespace po = boost::program_options;
 constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
 
 /// Options of the design that this version does not have: refused by name, not accepted and ignored.
-const std::vector<std::string_view> kNotYet = {"bucket_bytes"};
+const std::vector<std::string_view> kNotYet = {};
 
 template <class T>
 void check_range(std::string_view option, T value, T least, T most = std::numeric_limits<T>::max()) {
@@ -62,6 +62,7 @@ void check(const TrainOptions& o) {
              {"constant", "step", "cosine", "polynomial", "exponential", "one-cycle"});
   check_word("scale_learning_rate", o.scale_learning_rate, {"none", "linear", "sqrt"});
   check_word("reduction", o.reduction, {"canonical", "mpi"});
+  check_word("gradient_dtype", o.gradient_dtype, {"f32", "bf16"});
   check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
   check_word("on_save_failure", o.on_save_failure, {"continue", "stop"});
   check_data_dir(o.dataset, o.data_dir);
@@ -134,6 +135,14 @@ void check(const TrainOptions& o) {
   check_range<std::int64_t>("max_to_keep", o.max_to_keep, 0);
   check_range<std::int64_t>("prefetch", o.prefetch, 0, 64);
   check_range<std::int64_t>("threads", o.threads, 1, 4096);
+  check_range<std::int64_t>("bucket_bytes", o.bucket_bytes, 0, std::int64_t{1} << 40);
+  if (o.shard_optimizer && o.reduction == "mpi") {
+    throw UsageError(
+        "--shard_optimizer 1 needs --reduction canonical; with mpi every rank has the whole sum");
+  }
+  if (o.gradient_dtype == "bf16" && o.reduction == "mpi") {
+    throw UsageError("--gradient_dtype bf16 needs --reduction canonical; MPI's sum has no error feedback");
+  }
   check_range<std::int64_t>("ranks_per_node", o.ranks_per_node, 0);
   if (!is_plain_name(o.checkpoint_basename)) {
     throw UsageError(
@@ -193,9 +202,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   TrainOptions& o = parsed.options;
   std::string hidden = "512,512";
   std::string no_decay = fmt::format("{}", fmt::join(o.no_decay, ","));
-  std::string gradient_dtype = "f32";
   std::string precision = "f32";
-  int shard_optimizer = 0;
   std::vector<std::string> allow_change;
   std::vector<std::string> init_tensors;
   std::int64_t last_step = 0;
@@ -289,8 +296,13 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "canonical: same bits on any number of ranks; mpi: MPI_Iallreduce, same bits only on the same layout")(
       "kernels", po::value(&o.kernels)->default_value(o.kernels), "matrix library: auto, onednn or eigen")(
       "precision", po::value(&precision)->default_value(precision), "f32")(
-      "gradient_dtype", po::value(&gradient_dtype)->default_value(gradient_dtype), "f32")(
-      "shard_optimizer", po::value(&shard_optimizer)->default_value(0), "0")(
+      "gradient_dtype", po::value(&o.gradient_dtype)->default_value(o.gradient_dtype),
+      "f32, or bf16: half the bytes between nodes, rounded with error feedback; same bits only on the same "
+      "nodes and ranks")(
+      "shard_optimizer", po::value(&o.shard_optimizer)->default_value(false, "0"),
+      "1: each rank of every node keeps and updates its own part of the optimizer's slots")(
+      "bucket_bytes", po::value(&o.bucket_bytes)->default_value(0),
+      "of what is sent at once between nodes; 0: measured at the start. Changes no bit")(
       "threads", po::value(&o.threads)->default_value(o.threads),
       "of a rank, each on micro-batches of its own; the same bits with any number")(
       "prefetch", po::value(&o.prefetch)->default_value(o.prefetch),
@@ -357,8 +369,6 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   o.init_tensors = init_tensors;
   o.allow_change.insert(allow_change.begin(), allow_change.end());
   check_word("precision", precision, {"f32"}, {"bf16"});
-  check_word("gradient_dtype", gradient_dtype, {"f32"}, {"bf16"});
-  check_word("shard_optimizer", std::to_string(shard_optimizer), {"0"}, {"1"});
   check(o);
   return parsed;
 }

@@ -64,6 +64,9 @@ struct TrainOptions {
   std::string on_save_failure = "continue";
 
   std::string reduction = "canonical";
+  bool shard_optimizer = false;
+  std::int64_t bucket_bytes = 0;
+  std::string gradient_dtype = "f32";
   std::string kernels = "auto";
   int prefetch = 0;
   int threads = 1;

@@ -1,6 +1,7 @@
 // How fast is the canonical sum on one node, beside MPI_Allreduce and one memcpy of the same bytes?
 //
-//   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [--fresh] [BYTES...]
+//   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [--fresh] [--bucket_bytes N] [BYTES...]
+//   tests/network/two_nodes 1 reduce_allreduce ...
 //
 // With --fresh every rank writes its values anew before each call, as training does, so that they lie in the
 // cache of the rank that wrote them; that is not counted, the calls are timed one by one. Without, the calls
@@ -134,12 +135,13 @@ std::string seconds_text(double seconds) {
 }
 
 /// One line of the table. False if the bits are wrong.
-bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh) {
+bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh, std::size_t bucket_bytes) {
   const int rank = topology.world.rank();
   const int ranks = topology.world.size();
   const std::size_t count = bytes / sizeof(float);
   const std::size_t elements = (count + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  const auto reducer = make_reducer(ReductionKind::canonical, topology, elements, ranks);
+  const auto reducer =
+      make_reducer(ReductionKind::canonical, topology, elements, ranks, {.bucket_bytes = bucket_bytes});
 
   const auto gradients = reducer->begin_micro_batch();
   for (std::size_t i = 0; i < elements; ++i) gradients[i] = i < count ? contribution(rank, i) : 0.0F;
@@ -225,12 +227,15 @@ int main(int argc, char** argv) {
   const Topology topology(environment.world());
   int rounds = 15;
   bool fresh = false;
+  std::size_t bucket_bytes = 0;
   std::vector<std::size_t> sizes;
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--rounds" && i + 1 < argc) {
       rounds = std::max(1, std::atoi(argv[++i]));
     } else if (std::string_view(argv[i]) == "--fresh") {
       fresh = true;
+    } else if (std::string_view(argv[i]) == "--bucket_bytes" && i + 1 < argc) {
+      bucket_bytes = std::strtoull(argv[++i], nullptr, 10);
     } else {
       sizes.push_back(std::max<std::size_t>(4, std::strtoull(argv[i], nullptr, 10)));
     }
@@ -240,12 +245,14 @@ int main(int argc, char** argv) {
     for (const std::size_t kib : {64, 256, 1024, 4096, 25 * 1024, 100 * 1024}) sizes.push_back(kib * 1024);
   }
   if (topology.world.rank() == 0) {
-    std::printf("%d ranks, %d rounds, best and median%s\n", topology.world.size(), rounds,
-                fresh ? ", freshly written" : "");
+    std::printf("%d ranks on %d nodes, %d rounds, best and median%s\n", topology.world.size(), topology.nodes,
+                rounds, fresh ? ", freshly written" : "");
     std::printf("%9s  %21s  %21s  %21s  %13s  %13s  %s\n", "", "memcpy", "canonical", "MPI_Allreduce",
                 "to memcpy", "MPI to it", "bits");
   }
   bool right = true;
-  for (const std::size_t bytes : sizes) right = measure(topology, bytes, rounds, fresh) && right;
+  for (const std::size_t bytes : sizes) {
+    right = measure(topology, bytes, rounds, fresh, bucket_bytes) && right;
+  }
   return right ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -204,17 +204,52 @@ bool inside(std::span<const float> arena, const Entry& entry) {
          before(entry.data, bytes.data() + bytes.size());
 }
 
-bool in_an_arena(const State& state, const Entry& entry) {
-  if (inside(state.parameters(), entry) || inside(state.buffers(), entry)) return true;
-  return std::ranges::any_of(state.slot_names(),
-                             [&](const std::string& name) { return inside(state.slot_values(name), entry); });
+/// Of an arena that lies on some nodes in part: the part that is kept here. nullopt for all others.
+std::optional<std::span<const float>> kept_part(const State& state, const SharedArenas& shared,
+                                                const Entry& entry) {
+  if (shared.slots) {
+    for (const std::string& name : state.slot_names()) {
+      const auto slot = state.slot_values(name);
+      if (inside(slot, entry)) return slot.subspan(shared.slots->first, shared.slots->size());
+    }
+  }
+  const auto arenas = state.kept_arenas();
+  for (std::size_t n = 0; n < arenas.size(); ++n) {
+    if (inside(arenas[n], entry)) return n == shared.node ? arenas[n] : arenas[n].first(0);
+  }
+  return std::nullopt;
 }
 
-void broadcast_pieces(const Communicator& comm, const Entry& entry) {
-  for (std::span rest(entry.data, entry.bytes()); !rest.empty();) {
-    const auto piece = rest.first(std::min(rest.size(), kPieceBytes));
+bool in_an_arena(const State& state, const Entry& entry) {
+  if (inside(state.parameters(), entry) || inside(state.buffers(), entry)) return true;
+  return std::ranges::any_of(
+             state.slot_names(),
+             [&](const std::string& name) { return inside(state.slot_values(name), entry); }) ||
+         std::ranges::any_of(state.kept_arenas(),
+                             [&](std::span<const float> arena) { return inside(arena, entry); });
+}
+
+void broadcast_pieces(const Communicator& comm, std::span<std::byte> bytes) {
+  while (!bytes.empty()) {
+    const auto piece = bytes.first(std::min(bytes.size(), kPieceBytes));
     comm.broadcast(piece);
-    rest = rest.subspan(piece.size());
+    bytes = bytes.subspan(piece.size());
+  }
+}
+
+/// The same where only what lies in `kept` is to be written.
+void broadcast_part(const Communicator& comm, std::span<std::byte> bytes, std::span<const std::byte> kept) {
+  std::vector<std::byte> scratch(std::min(bytes.size(), kPieceBytes));
+  while (!bytes.empty()) {
+    const auto piece = bytes.first(std::min(bytes.size(), kPieceBytes));
+    const auto received = std::span(scratch).first(piece.size());
+    comm.broadcast(received);
+    const std::byte* const begin = piece.data();
+    const std::byte* const end = begin + piece.size();
+    const std::byte* const first = std::clamp(kept.data(), begin, end);
+    const std::byte* const last = std::clamp(kept.data() + kept.size(), first, end);
+    std::copy_n(received.begin() + (first - begin), last - first, piece.begin() + (first - begin));
+    bytes = bytes.subspan(piece.size());
   }
 }
 
@@ -223,10 +258,17 @@ void spread(const Communicator& comm, const State& state, const std::optional<Sh
             const char* what) {
   for (const Entry& entry : state.entries()) {
     if (entry.path.starts_with("/config/")) continue;
+    const std::span bytes(entry.data, entry.bytes());
     if (!shared_arenas || !in_an_arena(state, entry)) {
-      broadcast_pieces(comm, entry);
-    } else if (shared_arenas->leaders) {
-      broadcast_pieces(*shared_arenas->leaders, entry);
+      broadcast_pieces(comm, bytes);
+      continue;
+    }
+    if (!shared_arenas->leaders) continue;
+    const auto kept = kept_part(state, *shared_arenas, entry);
+    if (kept && !comm.is_chief()) {
+      broadcast_part(*shared_arenas->leaders, bytes, std::as_bytes(*kept));
+    } else {
+      broadcast_pieces(*shared_arenas->leaders, bytes);
     }
   }
   if (shared_arenas) comm.barrier(what);

@@ -36,10 +36,13 @@ void CheckpointSaverHook::before_run(RunContext& context) {
 
 void CheckpointSaverHook::after_run(RunContext& context, const RunValues& values) {
   if (!options_.metric.empty()) note_metric(values);
-  const bool asked = values.tally().anyone_says(Says::save);
-  if (!asked && !timer_.should_trigger_for_step(values.global_step())) return;
+  if (!saves_after(values.global_step(), values.tally())) return;
   timer_.update_last_triggered_step(values.global_step());
   if (saved_step_ != values.global_step()) save(context);
+}
+
+bool CheckpointSaverHook::saves_after(std::int64_t step, const Tally& tally) const {
+  return tally.anyone_says(Says::save) || timer_.should_trigger_for_step(step);
 }
 
 void CheckpointSaverHook::note_metric(const RunValues& values) {

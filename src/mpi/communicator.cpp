@@ -228,6 +228,14 @@ std::string Communicator::broadcast_text(const std::string& text, int root) cons
   return result;
 }
 
+void Communicator::all_reduce_sum(std::span<float> values, std::vector<Request>& requests) const {
+  while (!values.empty()) {
+    const auto piece = values.first(std::min(values.size(), kPiece / sizeof(float)));
+    requests.push_back(transport_->all_reduce_sum(piece));
+    values = values.subspan(piece.size());
+  }
+}
+
 void Communicator::all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) const {
   Request request = transport_->all_gather(mine, all);
   wait(request, "a gather");

@@ -51,7 +51,7 @@ void combine_values(void* from, void* into, int* count, MPI_Datatype* type) {
 
 class MpiSharedMemory final : public SharedMemory {
  public:
-  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, std::shared_ptr<const bool> abandoned)
+  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, FirstTouch touch, std::shared_ptr<const bool> abandoned)
       : abandoned_(std::move(abandoned)) {
     MPI_Info info = MPI_INFO_NULL;
     check_mpi(MPI_Info_create(&info), "MPI_Info_create");
@@ -62,7 +62,7 @@ class MpiSharedMemory final : public SharedMemory {
         MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes + kPage), 1, info, comm, &base, &window_);
     MPI_Info_free(&info);
     check_mpi(code, "MPI_Win_allocate_shared");
-    std::memset(base, 0, bytes + kPage);
+    if (touch == FirstTouch::owner) std::memset(base, 0, bytes + kPage);
     check_mpi(MPI_Win_lock_all(MPI_MODE_NOCHECK, window_), "MPI_Win_lock_all");
     // Nobody may look at a region before its owner has zeroed it.
     check_mpi(MPI_Barrier(comm), "MPI_Barrier");
@@ -219,8 +219,8 @@ std::shared_ptr<Transport> MpiTransport::split_by_node() {
   return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);
 }
 
-std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes) {
-  return std::make_unique<MpiSharedMemory>(comm_, bytes, abandoned_);
+std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes, FirstTouch touch) {
+  return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, abandoned_);
 }
 
 bool MpiTransport::relax(std::uint64_t turn) {

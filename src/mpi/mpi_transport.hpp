@@ -38,7 +38,7 @@ class MpiTransport final : public Transport {
   bool test(Request& request) override;
   std::shared_ptr<Transport> split(int color, int key) override;
   std::shared_ptr<Transport> split_by_node() override;
-  std::unique_ptr<SharedMemory> share(std::size_t bytes) override;
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch) override;
   bool relax(std::uint64_t turn) override;
   void abandon() noexcept override { *abandoned_ = true; }
   [[noreturn]] void abort(int code, std::string_view reason) override;

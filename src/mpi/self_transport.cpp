@@ -72,7 +72,7 @@ std::shared_ptr<Transport> SelfTransport::split(int, int) {
 std::shared_ptr<Transport> SelfTransport::split_by_node() {
   return std::make_shared<SelfTransport>();
 }
-std::unique_ptr<SharedMemory> SelfTransport::share(std::size_t bytes) {
+std::unique_ptr<SharedMemory> SelfTransport::share(std::size_t bytes, FirstTouch) {
   return std::make_unique<PrivateMemory>(bytes);
 }
 bool SelfTransport::relax(std::uint64_t) {

@@ -360,7 +360,7 @@ class SimulatedTransport final : public Transport {
     return split(group_->nodes[static_cast<std::size_t>(rank_)], rank_);
   }
 
-  std::unique_ptr<SharedMemory> share(std::size_t bytes) override {
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch) override {
     const std::uint64_t number = group_->sequence[static_cast<std::size_t>(rank_)];
     auto& regions = group_->windows[number];
     regions.resize(group_->nodes.size());

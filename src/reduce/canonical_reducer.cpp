@@ -110,6 +110,10 @@ std::string CanonicalReducer::whereabouts(int local_rank) const {
     seen = "before the step's first micro-batch";
   } else {
     seen = fmt::format("in micro-batch {} of {}", begun, owned);
+    const std::uint64_t ready = control(local_rank).ready.load(std::memory_order_relaxed);
+    if (ready > ready_word(0)) {
+      seen += fmt::format(", {} of {} buckets ready", ready - ready_word(0), plan_.buckets.size());
+    }
   }
   return fmt::format("rank {} on {} (last seen {})", topology_.node_ranks[local],
                      topology_.node_hosts[static_cast<std::size_t>(topology_.my_node)], seen);
@@ -196,11 +200,22 @@ void CanonicalReducer::end_micro_batch() {
 
 void CanonicalReducer::say_ready(std::size_t buckets) {
   ready_ = buckets;
+  if (next_micro_batch_ > 0 || buckets < plan_.buckets.size()) {
+    control(topology_.node.rank()).wrote.store(completed_ + 1, std::memory_order_relaxed);
+  }
   control(topology_.node.rank()).ready.store(ready_word(buckets), std::memory_order_release);
 }
 
 /// Adds up the node's partial sums of my part of the next bucket, and lets it leave unless it is the last.
 void CanonicalReducer::start_next_bucket() {
+  if (started_ == 0) {
+    // A ballot in the shape of a sum (of an error, or of the close) leaves the residual as it is.
+    bool any = false;
+    for (int local = 0; local < topology_.node.size(); ++local) {
+      any = any || control(local).wrote.load(std::memory_order_relaxed) == completed_ + 1;
+    }
+    exchange_->begin(any);
+  }
   for (const ElementRange& piece : exchange_->pieces(started_)) {
     for (std::size_t p = 0; p < node_programs_.size(); ++p) {
       run_program(node_programs_[p], node_results_[p], piece);
@@ -318,9 +333,34 @@ void CanonicalReducer::gather(std::span<float> arena) {
   topology_.node.barrier("the slices of other nodes");
 }
 
-ElementRange CanonicalReducer::owned_by_node() const {
-  const ElementRange whole{0, elements_};
-  return plan_.shard ? part_of(whole, topology_.my_node, topology_.nodes, kSliceGrain) : whole;
+std::string CanonicalReducer::describe() const {
+  std::string way;
+  if (topology_.nodes > 1) {
+    way = fmt::format(" and between {} nodes", topology_.nodes);
+    if (plan_.doubling) {
+      way += " in rounds";
+    } else {
+      std::size_t largest = 0;
+      for (const ElementRange& bucket : plan_.buckets) largest = std::max(largest, bucket.size());
+      way += fmt::format(" in {} buckets of up to {} KiB", plan_.buckets.size(),
+                         (largest * sizeof(float) + 1023) / 1024);
+    }
+    if (!plan_.residual.empty()) way += ", rounded to bf16";
+    if (plan_.shard) way += ", each rank its shard";
+  }
+  return fmt::format("canonical sum inside {}{}; {} gradient arenas ({:.1f} MiB with messages) a rank",
+                     topology_.nodes == 1 ? "a node" : "nodes", way, buffers_,
+                     static_cast<double>(bytes()) / (1 << 20));
+}
+
+void CanonicalReducer::gather_nodes(std::span<const std::span<float>> arenas) {
+  if (topology_.nodes == 1) return;
+  if (topology_.node.rank() == 0) exchange_->gather_nodes(arenas);
+  topology_.node.barrier("what other nodes keep");
+}
+
+std::size_t CanonicalReducer::bytes() const {
+  return static_cast<std::size_t>(buffers_) * padded_ * sizeof(float) + (exchange_ ? exchange_->bytes() : 0);
 }
 
 void CanonicalReducer::finish() {

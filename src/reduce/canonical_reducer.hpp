@@ -22,6 +22,7 @@ class CanonicalReducer final : public Reducer {
                    const ReducerOptions& options);
 
   std::string_view name() const override { return "canonical"; }
+  std::string describe() const override;
   MicroBatchRange micro_batches() const override { return range_; }
   std::span<float> begin_micro_batch() override;
   void gradient_ready(std::size_t offset) override;
@@ -36,7 +37,9 @@ class CanonicalReducer final : public Reducer {
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
   void gather(std::span<float> arena) override;
-  ElementRange owned_by_node() const override;
+  void gather_nodes(std::span<const std::span<float>> arenas) override;
+  std::size_t bytes() const override;
+  bool sharded() const override { return plan_.shard && topology_.nodes > 1; }
   int gradient_arenas() const override { return buffers_; }
 
  private:
@@ -45,6 +48,7 @@ class CanonicalReducer final : public Reducer {
   struct Control {
     alignas(64) std::atomic<std::uint64_t> arrived;  ///< ballots and partial sums of this operation are there
     alignas(64) std::atomic<std::uint64_t> ready;    ///< buckets whose partial sums are there; see ready_word
+    std::atomic<std::uint64_t> wrote;                ///< the last operation with gradients of this rank's
     alignas(64) std::atomic<std::uint64_t> summed;   ///< my part of the sum between nodes is there
     alignas(64)
         std::atomic<std::uint64_t> finished;  ///< this rank no longer needs others' parts of this operation

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include <fmt/format.h>
+
 namespace lockstep {
 
 namespace {
@@ -26,6 +28,11 @@ MpiReducer::MpiReducer(const Topology& topology, std::size_t elements, std::int6
       total_(PlainAllocator().allocate(elements + kMicroBatchValues)),
       next_(range_.size() > 1 ? PlainAllocator().allocate(elements + kMicroBatchValues) : Arena()) {}
 
+std::string MpiReducer::describe() const {
+  return fmt::format("MPI's sum over all ranks; {} gradient arenas ({:.1f} MiB) a rank", gradient_arenas(),
+                     static_cast<double>(bytes()) / (1 << 20));
+}
+
 std::span<float> MpiReducer::begin_micro_batch() {
   const auto values = (done_ == 0 ? total_ : next_).values().first(elements_ + kMicroBatchValues);
   std::fill(values.begin() + static_cast<std::ptrdiff_t>(elements_), values.end(), 0.0F);
@@ -37,15 +44,10 @@ void MpiReducer::end_micro_batch() {
 }
 
 void MpiReducer::start_sum() {
-  constexpr std::size_t kPiece = std::size_t{1} << 28;  // MPI counts are ints
   if (done_ == 0) {
     std::ranges::fill(total_.values(), 0.0F);  // no micro-batch is mine, or I failed before the first
   }
-  for (auto left = total_.values(); !left.empty();) {
-    const auto piece = left.first(std::min(left.size(), kPiece));
-    requests_.push_back(topology_.world.all_reduce_sum(piece));
-    left = left.subspan(piece.size());
-  }
+  topology_.world.all_reduce_sum(total_.values(), requests_);
 }
 
 void MpiReducer::start_ballot(Tally ballot) {

@@ -19,6 +19,7 @@ class MpiReducer final : public Reducer {
   MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches);
 
   std::string_view name() const override { return "mpi"; }
+  std::string describe() const override;
   MicroBatchRange micro_batches() const override { return range_; }
   std::span<float> begin_micro_batch() override;
   void end_micro_batch() override;
@@ -28,8 +29,8 @@ class MpiReducer final : public Reducer {
   std::span<const float> sum() const override { return total_.values().first(elements_ + kMicroBatchValues); }
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
-  ElementRange owned_by_node() const override { return {0, elements_}; }
   int gradient_arenas() const override { return range_.size() > 1 ? 2 : 1; }
+  std::size_t bytes() const override { return (total_.size() + next_.size()) * sizeof(float); }
 
  private:
   void start_sum();

@@ -13,6 +13,8 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/state/arena.hpp>
 
+#include "bfloat16.hpp"
+
 namespace lockstep {
 namespace {
 
@@ -28,27 +30,45 @@ constexpr std::size_t kGrain = 4096;
 // MPI promises tags up to 32,767.
 constexpr std::size_t kMaxBuckets = 8192;
 
-// The last bucket is one message to each node; all others are cut into messages of this many elements.
+// Buckets under way at once, beside the last.
+constexpr std::size_t kInFlight = 4;
+
+// The last bucket is one message to each node; all others are cut into messages of so much at most.
 constexpr std::size_t kMaxBucketElements = std::size_t{1} << 24;
-constexpr std::size_t kMaxMessageElements = std::size_t{1} << 28;
+constexpr std::size_t kMaxMessageBytes = std::size_t{1} << 30;
 
 bool sums(const Tally& tally) {
   return tally.elements() > 0 && tally.agrees();
 }
 
-std::span<const std::byte> bytes_of(std::span<const float> values) {
-  return std::as_bytes(values);
+std::span<const std::byte> bytes_of(const float* values, ElementRange range) {
+  return std::as_bytes(std::span(values + range.first, range.size()));
+}
+std::span<std::byte> bytes_in(float* values, ElementRange range) {
+  return std::as_writable_bytes(std::span(values + range.first, range.size()));
 }
 
-std::size_t message_bytes(std::size_t partials, std::size_t elements) {
-  return sizeof(Tally) + partials * (kMicroBatchValues + elements) * sizeof(float);
+/// A ballot in front, then the values of all partial sums, then their elements, or those of their sum,
+/// rounded.
+std::size_t message_bytes(std::size_t partials, std::size_t elements, bool rounded = false) {
+  const std::size_t of_elements =
+      rounded ? (partials > 0 ? elements * sizeof(std::uint16_t) : 0) : partials * elements * sizeof(float);
+  return sizeof(Tally) + partials * kMicroBatchValues * sizeof(float) + of_elements;
 }
-
-/// A ballot in front, then for each partial sum its values and its elements.
 float* values_in(std::vector<std::byte>& message) {
   return reinterpret_cast<float*>(message.data() + sizeof(Tally));
 }
+float* elements_in(std::vector<std::byte>& message, std::size_t partials) {
+  return values_in(message) + partials * kMicroBatchValues;
+}
+std::span<std::uint16_t> halves_in(std::vector<std::byte>& message, std::size_t partials,
+                                   std::size_t elements) {
+  return {reinterpret_cast<std::uint16_t*>(elements_in(message, partials)), elements};
+}
 static_assert(sizeof(Tally) % alignof(float) == 0);
+
+// So much of a rounded sum is worked on at once: it stays in the cache.
+constexpr std::size_t kBlock = 4096;
 
 bool any_node(std::size_t) {
   return true;
@@ -99,20 +119,28 @@ ElementRange part_of(ElementRange whole, int index, int parts, std::size_t grain
   return {at(index), at(index + 1)};
 }
 
+ElementRange shard_of_node(const Topology& topology, std::size_t elements, int node) {
+  return part_of({0, elements}, node, topology.nodes, kGrain);
+}
+
 ElementRange shard_of(const Topology& topology, std::size_t elements, int node, int column) {
-  const ElementRange of_node = part_of({0, elements}, node, topology.nodes, kGrain);
-  return part_of(of_node, column, topology.columns, kGrain);
+  return part_of(shard_of_node(topology, elements, node), column, topology.columns, kGrain);
 }
 
 ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const ReducerOptions& options) {
   ExchangePlan plan;
   plan.shard = options.shard;
+  plan.residual = options.residual;
   if (topology.nodes == 1) {
     plan.buckets = {{0, elements}};
     return plan;
   }
+  // Who rounds what follows from how buckets are cut, so those have one size.
+  constexpr std::size_t kRoundedBucket = std::size_t{1} << 20;
+  const bool rounded = !options.residual.empty();
+  const std::size_t chosen_bytes = rounded ? kRoundedBucket : options.bucket_bytes;
   Link link;
-  if (options.bucket_bytes == 0 || options.exchange == ReducerOptions::Exchange::automatic) {
+  if (!rounded && (chosen_bytes == 0 || options.exchange == ReducerOptions::Exchange::automatic)) {
     if (topology.node.rank() == 0) link = measure(topology.column);
     topology.world.broadcast_values(std::span(&link, 1));
   }
@@ -134,17 +162,19 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
   } else {
     plan.doubling = options.exchange == ReducerOptions::Exchange::doubling;
   }
-  plan.doubling = plan.doubling && !plan.shard;
+  plan.doubling = plan.doubling && !plan.shard && !rounded;
   if (plan.doubling || elements == 0) {
     plan.buckets = {{0, elements}};
     return plan;
   }
   // What is sent after backward has ended is one bucket; each one costs a message's latency: the sum
   // elements / bucket * latency + bucket * seconds_per_byte is least here.
-  double bucket_bytes = static_cast<double>(options.bucket_bytes);
-  if (options.bucket_bytes == 0) {
+  double bucket_bytes = static_cast<double>(chosen_bytes);
+  if (chosen_bytes == 0) {
     constexpr double kLeast = 65536;
-    bucket_bytes = std::max(kLeast, std::sqrt(bytes * link.latency / link.seconds_per_byte));
+    constexpr double kBuckets = 16;  // of the arena, so that what is under way takes little memory
+    bucket_bytes = std::sqrt(bytes * link.latency / link.seconds_per_byte);
+    bucket_bytes = std::max(kLeast, std::min(bucket_bytes, bytes / kBuckets));
   }
   auto size = static_cast<std::size_t>(std::min(bucket_bytes, bytes)) / sizeof(float);
   size = std::max(size, elements / kMaxBuckets + 1);
@@ -168,7 +198,8 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
       elements_(elements),
       shard_(plan.shard),
       partials_(std::move(partials)),
-      sum_(sum) {
+      sum_(sum),
+      residual_(plan.residual) {
   const int my_column = topology.node.rank();
   const auto nodes = static_cast<std::size_t>(topology.nodes);
   std::vector<std::vector<TreeNode>> of_nodes;
@@ -217,11 +248,38 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
   const Bucket& last = buckets_.back();
   for (std::size_t n = 0; n < nodes; ++n) {
     if (n == me_) continue;
-    outbox_[n].resize(message_bytes(partials_.size(), last.pieces[n].size()));
-    inbox_[n].resize(message_bytes(partials_of_[n], last.pieces[me_].size()));
-    for (Bucket& bucket : buckets_) {
-      bucket.inbox.resize(nodes);
-      if (&bucket != &last) bucket.inbox[n].resize(partials_of_[n] * bucket.pieces[me_].size());
+    const bool rounded = !residual_.empty();
+    outbox_[n].resize(message_bytes(partials_.size(), last.pieces[n].size(), rounded));
+    inbox_[n].resize(message_bytes(partials_of_[n], last.pieces[me_].size(), rounded));
+  }
+  std::size_t largest = 0;  // piece of mine
+  for (const Bucket& bucket : buckets_) {
+    if (&bucket != &last) largest = std::max(largest, bucket.pieces[me_].size());
+  }
+  inboxes_.resize(std::min(kInFlight, buckets_.size() - 1));
+  if (!residual_.empty()) {
+    block_.resize(kBlock);
+    rounded_.resize(inboxes_.size() + 1);
+    for (RoundedBoxes& boxes : rounded_) {
+      boxes.inbox.resize(nodes);
+      boxes.outbox.resize(nodes);
+    }
+    for (std::size_t index = 0; index < buckets_.size(); ++index) {
+      const auto& pieces = buckets_[index].pieces;
+      const auto fit = [](Halves& halves, std::size_t size) { halves.resize(std::max(halves.size(), size)); };
+      for (std::size_t n = 0; n < nodes; ++n) {
+        if (n == me_) continue;
+        if (&buckets_[index] != &last) fit(boxes(index).inbox[n], pieces[me_].size());
+        fit(boxes(index).outbox[n], pieces[n].size());
+      }
+      fit(boxes(index).sum, pieces[me_].size());
+    }
+    return;
+  }
+  for (Inbox& inbox : inboxes_) {
+    inbox.resize(nodes);
+    for (std::size_t n = 0; n < nodes; ++n) {
+      if (n != me_) inbox[n].resize(partials_of_[n] * largest);
     }
   }
 }
@@ -289,20 +347,21 @@ void NodeExchange::plan_rounds(std::int64_t micro_batches,
   sources_.resize(2 * most);
 }
 
-void NodeExchange::post_send(std::span<const float> values, int node, int tag,
+void NodeExchange::post_send(std::span<const std::byte> bytes, int node, int tag,
                              std::vector<Request>& requests) {
-  while (!values.empty()) {
-    const auto part = values.first(std::min(values.size(), kMaxMessageElements));
-    requests.push_back(column_.send(bytes_of(part), node, tag));
-    values = values.subspan(part.size());
+  while (!bytes.empty()) {
+    const auto part = bytes.first(std::min(bytes.size(), kMaxMessageBytes));
+    requests.push_back(column_.send(part, node, tag));
+    bytes = bytes.subspan(part.size());
   }
 }
 
-void NodeExchange::post_receive(std::span<float> values, int node, int tag, std::vector<Request>& requests) {
-  while (!values.empty()) {
-    const auto part = values.first(std::min(values.size(), kMaxMessageElements));
-    requests.push_back(column_.receive(std::as_writable_bytes(part), node, tag));
-    values = values.subspan(part.size());
+void NodeExchange::post_receive(std::span<std::byte> bytes, int node, int tag,
+                                std::vector<Request>& requests) {
+  while (!bytes.empty()) {
+    const auto part = bytes.first(std::min(bytes.size(), kMaxMessageBytes));
+    requests.push_back(column_.receive(part, node, tag));
+    bytes = bytes.subspan(part.size());
   }
 }
 
@@ -327,55 +386,78 @@ Seconds NodeExchange::wait_until(std::string_view what, Ready ready, Misses miss
       missing += fmt::format("{}a rank of the node of rank {}, {}", missing.empty() ? "" : ", or ",
                              topology_.node_leaders[n], topology_.node_hosts[n]);
     }
+    if (rounds_.empty()) missing += fmt::format(" (bucket {} of {})", settled_ + 1, buckets_.size());
     return missing;
   });
 }
 
 void NodeExchange::start(std::size_t index) {
+  started_ = index + 1;
+  poll();
+}
+
+void NodeExchange::post(std::size_t index) {
   Bucket& bucket = buckets_[index];
   const int tag = kBucketTag + 2 * static_cast<int>(index);
   const ElementRange mine = bucket.pieces[me_];
   for (std::size_t n = 0; n < partials_of_.size(); ++n) {
     if (n == me_) continue;
     const int node = static_cast<int>(n);
+    if (!residual_.empty()) {
+      RoundedBoxes& of_bucket = boxes(index);
+      if (partials_of_[n] > 0) {
+        const auto received = std::span(of_bucket.inbox[n]).first(mine.size());
+        post_receive(std::as_writable_bytes(received), node, tag, bucket.requests);
+      }
+      if (partials_.empty()) continue;
+      const auto sent = std::span(of_bucket.outbox[n]).first(bucket.pieces[n].size());
+      round_part(bucket.pieces[n], sent);
+      post_send(std::as_bytes(sent), node, tag, bucket.requests);
+      continue;
+    }
+    float* inbox = inboxes_[index % inboxes_.size()][n].data();
     for (std::size_t p = 0; p < partials_of_[n]; ++p) {
-      post_receive(std::span(bucket.inbox[n]).subspan(p * mine.size(), mine.size()), node, tag,
-                   bucket.requests);
+      post_receive(bytes_in(inbox, {p * mine.size(), (p + 1) * mine.size()}), node, tag, bucket.requests);
     }
     for (const float* partial : partials_) {
-      post_send({partial + bucket.pieces[n].first, bucket.pieces[n].size()}, node, tag, bucket.requests);
+      post_send(bytes_of(partial, bucket.pieces[n]), node, tag, bucket.requests);
     }
   }
   bucket.state = Bucket::State::collecting;
-  started_ = index + 1;
 }
 
 void NodeExchange::poll() {
-  for (std::size_t index = settled_; index < started_; ++index) {
-    advance(buckets_[index], kBucketTag + 2 * static_cast<int>(index) + 1);
-  }
-  while (settled_ < started_ && buckets_[settled_].state == Bucket::State::done) ++settled_;
+  for (std::size_t index = settled_; index < posted_; ++index) advance(index);
+  while (settled_ < posted_ && buckets_[settled_].state == Bucket::State::done) ++settled_;
+  while (posted_ < started_ && posted_ - settled_ < inboxes_.size()) post(posted_++);
 }
 
-void NodeExchange::advance(Bucket& bucket, int spread_tag) {
+void NodeExchange::advance(std::size_t index) {
   using State = Bucket::State;
+  Bucket& bucket = buckets_[index];
   if (bucket.state == State::collecting && all_done(bucket)) {
     bucket.requests.clear();
     bucket.done = 0;
-    std::size_t next = 0;
-    for (std::size_t n = 0; n < partials_of_.size(); ++n) {
-      for (std::size_t p = 0; p < partials_of_[n]; ++p) {
-        sources_[next++] = n == me_ ? partials_[p] + bucket.pieces[me_].first
-                                    : bucket.inbox[n].data() + p * bucket.pieces[me_].size();
+    if (!residual_.empty()) {
+      combine_rounded(index);
+    } else {
+      std::size_t next = 0;
+      for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+        const float* inbox = n == me_ ? nullptr : inboxes_[index % inboxes_.size()][n].data();
+        for (std::size_t p = 0; p < partials_of_[n]; ++p) {
+          sources_[next++] =
+              n == me_ ? partials_[p] + bucket.pieces[me_].first : inbox + p * bucket.pieces[me_].size();
+        }
       }
+      combine(bucket);
     }
-    combine(bucket);
-    spread(bucket, spread_tag);
+    spread(index);
   }
   if (bucket.state == State::spreading && all_done(bucket)) {
     bucket.requests.clear();
     bucket.done = 0;
     bucket.state = State::done;
+    if (!residual_.empty() && !shard_) unpack_sums(index);
   }
 }
 
@@ -385,21 +467,119 @@ void NodeExchange::combine(const Bucket& bucket) {
   lockstep::run(top_program_, sources_, sum_ + mine.first, mine.size());
 }
 
-void NodeExchange::spread(Bucket& bucket, int tag) {
+void NodeExchange::spread(std::size_t index) {
+  Bucket& bucket = buckets_[index];
+  const int tag = kBucketTag + 2 * static_cast<int>(index) + 1;
   bucket.state = Bucket::State::spreading;
   if (shard_) return;
+  const ElementRange mine = bucket.pieces[me_];
   for (std::size_t n = 0; n < partials_of_.size(); ++n) {
     if (n == me_) continue;
     const ElementRange theirs = bucket.pieces[n];
-    const ElementRange mine = bucket.pieces[me_];
-    post_receive({sum_ + theirs.first, theirs.size()}, static_cast<int>(n), tag, bucket.requests);
-    post_send({sum_ + mine.first, mine.size()}, static_cast<int>(n), tag, bucket.requests);
+    if (!residual_.empty()) {
+      RoundedBoxes& of_bucket = boxes(index);
+      const auto received = std::span(of_bucket.outbox[n]).first(theirs.size());
+      const auto sent = std::span(of_bucket.sum).first(mine.size());
+      post_receive(std::as_writable_bytes(received), static_cast<int>(n), tag, bucket.requests);
+      post_send(std::as_bytes(sent), static_cast<int>(n), tag, bucket.requests);
+    } else {
+      post_receive(bytes_in(sum_, theirs), static_cast<int>(n), tag, bucket.requests);
+      post_send(bytes_of(sum_, mine), static_cast<int>(n), tag, bucket.requests);
+    }
+  }
+}
+
+NodeExchange::RoundedBoxes& NodeExchange::boxes(std::size_t index) {
+  return index + 1 == buckets_.size() ? rounded_.back() : rounded_[index % inboxes_.size()];
+}
+
+/// What the partial sums of this node add up to, one after the other, at some elements; at most kBlock.
+std::span<const float> NodeExchange::node_sum(std::size_t first, std::size_t count) {
+  if (partials_.size() == 1) return {partials_.front() + first, count};
+  const auto block = std::span(block_).first(count);
+  std::copy_n(partials_.front() + first, count, block.begin());
+  for (std::size_t p = 1; p < partials_.size(); ++p) add(block, {partials_[p] + first, count});
+  return block;
+}
+
+/// My sum of another node's piece, as it is sent.
+void NodeExchange::round_part(ElementRange piece, std::span<std::uint16_t> halves) {
+  if (!gradients_) {
+    std::ranges::fill(halves, std::uint16_t{0});
+    return;
+  }
+  for (std::size_t at = 0; at < piece.size(); at += kBlock) {
+    const std::size_t count = std::min(kBlock, piece.size() - at);
+    round_with_feedback(node_sum(piece.first + at, count), residual_.subspan(piece.first + at, count),
+                        halves.subspan(at, count));
+  }
+}
+
+/// The sum of my piece over the nodes in their order, rounded unless it stays here.
+void NodeExchange::combine_rounded(std::size_t index) {
+  const ElementRange mine = buckets_[index].pieces[me_];
+  RoundedBoxes& of_bucket = boxes(index);
+  const bool is_last = index + 1 == buckets_.size();
+  const auto inbox = [&](std::size_t n) -> std::span<const std::uint16_t> {
+    return is_last ? halves_in(inbox_[n], partials_of_[n], mine.size())
+                   : std::span(of_bucket.inbox[n]).first(mine.size());
+  };
+  // A node without micro-batches learns from the others whether this is about gradients: else all is zero.
+  bool gradients = gradients_;
+  if (partials_.empty()) {
+    for (std::size_t n = 0; n < partials_of_.size() && !gradients; ++n) {
+      gradients = partials_of_[n] > 0 &&
+                  std::ranges::any_of(inbox(n), [](std::uint16_t half) { return (half & 0x7fffU) != 0; });
+    }
+  }
+  std::array<float, kBlock> total;
+  for (std::size_t at = 0; at < mine.size(); at += kBlock) {
+    const std::size_t count = std::min(kBlock, mine.size() - at);
+    bool first = true;
+    for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+      if (partials_of_[n] == 0) continue;
+      std::span<const float> theirs;
+      std::array<float, kBlock> widened;
+      if (n == me_) {
+        theirs = node_sum(mine.first + at, count);
+      } else {
+        const auto halves = inbox(n);
+        for (std::size_t i = 0; i < count; ++i) widened[i] = from_bfloat16(halves[at + i]);
+        theirs = std::span<const float>(widened).first(count);
+      }
+      if (std::exchange(first, false)) {
+        std::ranges::copy(theirs, total.begin());
+      } else {
+        add(std::span(total).first(count), theirs);
+      }
+    }
+    float* sum = sum_ + mine.first + at;
+    if (shard_ || !gradients) {
+      std::copy_n(total.begin(), count, sum);
+      std::ranges::fill(std::span(of_bucket.sum).subspan(at, count), std::uint16_t{0});
+      continue;
+    }
+    const auto halves = std::span(of_bucket.sum).subspan(at, count);
+    round_with_feedback(std::span<const float>(total).first(count), residual_.subspan(mine.first + at, count),
+                        halves);
+    for (std::size_t i = 0; i < count; ++i) sum[i] = from_bfloat16(halves[i]);
+  }
+}
+
+/// The sums of other nodes' pieces have come.
+void NodeExchange::unpack_sums(std::size_t index) {
+  for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+    if (n == me_) continue;
+    const ElementRange theirs = buckets_[index].pieces[n];
+    const Halves& halves = boxes(index).outbox[n];
+    for (std::size_t i = 0; i < theirs.size(); ++i) sum_[theirs.first + i] = from_bfloat16(halves[i]);
   }
 }
 
 Tally NodeExchange::complete(const Tally& of_node) {
   const Tally total = rounds_.empty() ? complete_buckets(of_node) : complete_rounds(of_node);
-  started_ = settled_ = 0;
+  started_ = posted_ = settled_ = 0;
+  gradients_ = false;
   for (Bucket& bucket : buckets_) bucket.state = Bucket::State::idle;
   return total;
 }
@@ -414,10 +594,13 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
     std::memcpy(outbox_[n].data(), &of_node, sizeof of_node);
     if (sums(of_node)) {
       bytes = outbox_[n].size();
+      const ElementRange theirs = last.pieces[n];
       float* out = values_in(outbox_[n]);
-      for (const float* partial : partials_) {
-        out = std::copy_n(partial + elements_, kMicroBatchValues, out);
-        out = std::copy_n(partial + last.pieces[n].first, last.pieces[n].size(), out);
+      for (const float* partial : partials_) out = std::copy_n(partial + elements_, kMicroBatchValues, out);
+      if (residual_.empty()) {
+        for (const float* partial : partials_) out = std::copy_n(partial + theirs.first, theirs.size(), out);
+      } else if (!partials_.empty()) {
+        round_part(theirs, halves_in(outbox_[n], partials_.size(), theirs.size()));
       }
     }
     requests_.push_back(column_.receive(inbox_[n], static_cast<int>(n), tag));
@@ -447,32 +630,36 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
   }
   if (total.agrees()) {
     const ElementRange mine = last.pieces[me_];
-    const std::size_t stride = kMicroBatchValues + mine.size();
     std::array<float, kMicroBatchValues> values;
     const auto gather_sources = [&](bool tails) {
       std::size_t next = 0;
       for (std::size_t n = 0; n < partials_of_.size(); ++n) {
         for (std::size_t p = 0; p < partials_of_[n]; ++p) {
           sources_[next++] = n == me_ ? partials_[p] + (tails ? elements_ : mine.first)
-                                      : values_in(inbox_[n]) + p * stride + (tails ? 0 : kMicroBatchValues);
+                             : tails  ? values_in(inbox_[n]) + p * kMicroBatchValues
+                                      : elements_in(inbox_[n], partials_of_[n]) + p * mine.size();
         }
       }
     };
     gather_sources(true);
     lockstep::run(top_program_, sources_, values.data(), values.size());
-    gather_sources(false);
-    combine(last);
+    if (!residual_.empty()) {
+      combine_rounded(last_index);
+    } else {
+      gather_sources(false);
+      combine(last);
+    }
     if (first_column_) std::ranges::copy(values, sum_ + elements_);
-    spread(last, tag + 1);
-    started_ = last_index + 1;
+    spread(last_index);
   } else {
-    started_ = last_index;
+    last.state = Bucket::State::done;
   }
   wait_until(
       "sums of other nodes",
       [&] {
         poll();
-        return settled_ == started_;
+        advance(last_index);
+        return settled_ == last_index && last.state == Bucket::State::done;
       },
       any_node);
   return total;
@@ -552,9 +739,8 @@ void NodeExchange::spread_shards(std::span<float> arena) {
   const ElementRange mine = shards_[me_];
   for (std::size_t n = 0; n < shards_.size(); ++n) {
     if (n == me_) continue;
-    post_receive(arena.subspan(shards_[n].first, shards_[n].size()), static_cast<int>(n), kShardTag,
-                 requests_);
-    post_send(arena.subspan(mine.first, mine.size()), static_cast<int>(n), kShardTag, requests_);
+    post_receive(bytes_in(arena.data(), shards_[n]), static_cast<int>(n), kShardTag, requests_);
+    post_send(bytes_of(arena.data(), mine), static_cast<int>(n), kShardTag, requests_);
   }
   wait_until(
       "parameters of other nodes", [&] { return all_done(requests_); }, any_node);
@@ -563,16 +749,42 @@ void NodeExchange::spread_shards(std::span<float> arena) {
 
 void NodeExchange::gather_shards(std::span<float> arena) {
   if (me_ != 0) {
-    post_send(arena.subspan(shards_[me_].first, shards_[me_].size()), 0, kShardTag, requests_);
+    post_send(bytes_of(arena.data(), shards_[me_]), 0, kShardTag, requests_);
   } else {
     for (std::size_t n = 1; n < shards_.size(); ++n) {
-      post_receive(arena.subspan(shards_[n].first, shards_[n].size()), static_cast<int>(n), kShardTag,
-                   requests_);
+      post_receive(bytes_in(arena.data(), shards_[n]), static_cast<int>(n), kShardTag, requests_);
     }
   }
   wait_until(
       "shards of other nodes", [&] { return all_done(requests_); }, any_node);
   requests_.clear();
+}
+
+void NodeExchange::gather_nodes(std::span<const std::span<float>> arenas) {
+  if (me_ != 0) {
+    post_send(std::as_bytes(arenas[me_]), 0, kShardTag, requests_);
+  } else {
+    for (std::size_t n = 1; n < arenas.size(); ++n) {
+      post_receive(std::as_writable_bytes(arenas[n]), static_cast<int>(n), kShardTag, requests_);
+    }
+  }
+  wait_until(
+      "what other nodes keep", [&] { return all_done(requests_); }, any_node);
+  requests_.clear();
+}
+
+std::size_t NodeExchange::bytes() const {
+  std::size_t bytes = (held_.size() + next_.size() + block_.size()) * sizeof(float);
+  for (std::size_t n = 0; n < inbox_.size(); ++n) bytes += inbox_[n].size() + outbox_[n].size();
+  for (const Inbox& inbox : inboxes_) {
+    for (const auto& box : inbox) bytes += box.size() * sizeof(float);
+  }
+  for (const RoundedBoxes& of_bucket : rounded_) {
+    bytes += of_bucket.sum.size() * sizeof(std::uint16_t);
+    for (const Halves& box : of_bucket.inbox) bytes += box.size() * sizeof(std::uint16_t);
+    for (const Halves& box : of_bucket.outbox) bytes += box.size() * sizeof(std::uint16_t);
+  }
+  return bytes;
 }
 
 }  // namespace lockstep

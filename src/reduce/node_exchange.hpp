@@ -18,6 +18,7 @@ namespace lockstep {
 struct ExchangePlan {
   bool doubling = false;  ///< all in log2(nodes) rounds of one message, for small arenas; else in buckets
   bool shard = false;     ///< each rank gets the sum of its shard alone
+  std::span<float> residual = {};     ///< not empty: what travels is rounded to bf16; see ReducerOptions
   std::vector<ElementRange> buckets;  ///< from the end of the arena to its start, as backward finishes it
 };
 
@@ -39,6 +40,11 @@ ElementRange shard_of(const Topology& topology, std::size_t elements, int node, 
 /// be. Doubling: neighbours swap all that they have and add it up, then neighbours of pairs, and so on: as
 /// few messages one after the other as can be.
 ///
+/// Rounded: a node sends the others their part of its whole sum as bf16, and the sum back as bf16 again. What
+/// rounding costs is added to the same element in the next step: `residual` holds, in a part of another node,
+/// what it has cost to send it, and in a part of this node's own, what it has cost to send its sum. Nothing
+/// is rounded twice, and all nodes end with the same sum.
+///
 /// The ballots of a node travel with its last bucket. A node whose ranks only have ballots sends them in
 /// messages of the same tags without values; when it hears that others sum, it takes part in their exchange
 /// with whatever lies in its memory. So all nodes come to the same tally, whatever each of them called.
@@ -53,8 +59,13 @@ class NodeExchange {
   /// What this rank sends or adds up of a bucket, one range a node.
   std::span<const ElementRange> pieces(std::size_t bucket) const { return buckets_[bucket].pieces; }
 
+  /// Before an operation whose partial sums are of gradients, or are of no meaning: those do not change the
+  /// residual. Not before one in which this node has ballots alone. Local.
+  void begin(bool gradients) { gradients_ = gradients; }
+
   /// Sends this node's partial sums of a bucket, which are final in `pieces`. Every bucket but the last, in
-  /// their order. Local.
+  /// their order. Of a few at a time only, so that what comes in needs little memory: the others leave in
+  /// `poll`, when their turn comes. Local.
   void start(std::size_t bucket);
 
   /// Moves on what was started. Local; does not wait.
@@ -74,13 +85,27 @@ class NodeExchange {
   /// Brings the shards of `arena` together on the first node. Collective over the column.
   void gather_shards(std::span<float> arena);
 
+  /// Brings `arenas[n]` of each node n to the first. For one column of ranks; collective over it.
+  void gather_nodes(std::span<const std::span<float>> arenas);
+
+  /// Memory for messages, in bytes. Local.
+  std::size_t bytes() const;
+
  private:
   struct Bucket {
     std::vector<ElementRange> pieces;
-    std::vector<std::vector<float>> inbox;  ///< of each node: its partial sums of my piece
     std::vector<Request> requests;
     std::size_t done = 0;  ///< requests that are
     enum class State { idle, collecting, spreading, done } state = State::idle;
+  };
+  using Inbox = std::vector<std::vector<float>>;  ///< of each node: its partial sums of my piece of a bucket
+  using Halves = std::vector<std::uint16_t>;
+
+  /// The same where it is rounded.
+  struct RoundedBoxes {
+    std::vector<Halves> inbox;   ///< of each node: its sum of my piece
+    std::vector<Halves> outbox;  ///< of each node: my sum of its piece, and later the sum of all
+    Halves sum;                  ///< of my piece
   };
   struct Round {
     int partner = 0;
@@ -93,13 +118,19 @@ class NodeExchange {
   };
 
   void plan_rounds(std::int64_t micro_batches, const std::vector<std::vector<TreeNode>>& nodes_of_node);
-  void post_send(std::span<const float> values, int node, int tag, std::vector<Request>& requests);
-  void post_receive(std::span<float> values, int node, int tag, std::vector<Request>& requests);
+  void post_send(std::span<const std::byte> bytes, int node, int tag, std::vector<Request>& requests);
+  void post_receive(std::span<std::byte> bytes, int node, int tag, std::vector<Request>& requests);
   bool all_done(Bucket& bucket);
   bool all_done(std::vector<Request>& requests);
-  void advance(Bucket& bucket, int tag);
+  void post(std::size_t index);
+  void advance(std::size_t index);
   void combine(const Bucket& bucket);
-  void spread(Bucket& bucket, int tag);
+  void spread(std::size_t index);
+  RoundedBoxes& boxes(std::size_t index);
+  std::span<const float> node_sum(std::size_t first, std::size_t count);
+  void round_part(ElementRange piece, std::span<std::uint16_t> halves);
+  void combine_rounded(std::size_t index);
+  void unpack_sums(std::size_t index);
   template <class Ready, class Misses>
   Seconds wait_until(std::string_view what, Ready ready, Misses misses);
   Tally complete_buckets(const Tally& of_node);
@@ -118,7 +149,13 @@ class NodeExchange {
   CombineProgram top_program_;            ///< from those of all nodes to the root
   std::vector<const float*> sources_;
   std::vector<Bucket> buckets_;
+  std::vector<Inbox> inboxes_;         ///< used in turns
+  std::span<float> residual_;          ///< not empty: rounded
+  std::vector<RoundedBoxes> rounded_;  ///< used in turns; behind them that of the last bucket
+  bool gradients_ = false;             ///< in the operation under way
+  std::vector<float> block_;           ///< of this node's sum, before it is rounded
   std::size_t started_ = 0;
+  std::size_t posted_ = 0;   ///< those of them that have left
   std::size_t settled_ = 0;  ///< all buckets before it are through
   std::vector<ElementRange> shards_;
   std::vector<Request> requests_;

@@ -22,6 +22,13 @@ std::unique_ptr<Reducer> make_reducer(ReductionKind kind, const Topology& topolo
     throw UsageError(fmt::format("a sharded optimizer needs the parameters ({} elements given, {} to update)",
                                  options.parameters.size(), elements));
   }
+  if (!options.residual.empty() && kind == ReductionKind::mpi) {
+    throw UsageError("gradients travel as bf16 in the canonical reduction alone; use that, or f32");
+  }
+  if (!options.residual.empty() && options.residual.size() != elements) {
+    throw UsageError(fmt::format("bf16 gradients need a residual of {} elements ({} given)", elements,
+                                 options.residual.size()));
+  }
   if (kind == ReductionKind::mpi) return std::make_unique<MpiReducer>(topology, elements, micro_batches);
   return std::make_unique<CanonicalReducer>(topology, elements, micro_batches, options);
 }

@@ -26,8 +26,22 @@ CreatedSession::CreatedSession(SessionGround& ground) : ground_(ground), state_(
   reduces_ = state_.gradient_elements() > 0;
   const std::int64_t wanted = ground.config.micro_batches;
   micro_batches_ = wanted == 0 ? ground.comm.size() : wanted;
-  reducer_ =
-      make_reducer(ground.config.reduction, *ground.topology, state_.gradient_elements(), micro_batches_);
+  const bool rounds = ground.config.gradient_dtype == GradientDtype::bf16;
+  if ((ground.config.shard_optimizer || rounds) && !ground.config.share_parameters) {
+    throw UsageError(fmt::format("{} for parameters that the ranks of a node share; set share_parameters",
+                                 rounds ? "bf16 gradients are" : "shard_optimizer is"));
+  }
+  if ((ground.config.shard_optimizer || rounds) && !state_.buffers().empty()) {
+    throw UsageError(fmt::format("{} not for models with running statistics in this version",
+                                 rounds ? "bf16 gradients are" : "shard_optimizer is"));
+  }
+  ReducerOptions options{.bucket_bytes = ground.config.bucket_bytes, .shard = ground.config.shard_optimizer};
+  if (options.shard) options.parameters = state_.parameters();
+  if (!state_.kept_arenas().empty()) {
+    options.residual = state_.kept_arenas()[static_cast<std::size_t>(ground.topology->my_node)];
+  }
+  reducer_ = make_reducer(ground.config.reduction, *ground.topology, state_.gradient_elements(),
+                          micro_batches_, options);
 }
 
 void CreatedSession::begin_step(Voice voice, const Feeds& feeds) {
@@ -253,6 +267,10 @@ std::span<float> CreatedSession::begin_micro_batch() {
   return gradients;
 }
 
+void CreatedSession::gradient_ready(std::size_t offset) {
+  reducer_->gradient_ready(offset);
+}
+
 void CreatedSession::end_micro_batch() {
   reducer_->end_micro_batch();
   ++micro_batches_done_;
@@ -270,6 +288,11 @@ void CreatedSession::reduce_micro_batches() {
     throw StepAbandoned{};
   }
   unfinished_ = true;
+}
+
+void CreatedSession::gather_parts() {
+  for (const std::string& slot : state_.slot_names()) reducer_->gather(state_.slot_values(slot));
+  if (!state_.kept_arenas().empty()) reducer_->gather_nodes(state_.kept_arenas());
 }
 
 ElementRange CreatedSession::slice() const {

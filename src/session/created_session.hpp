@@ -101,6 +101,9 @@ class CreatedSession final : public RawSession, public StepContext {
   /// or a lost rank, and returns true for an end of input.
   bool take_news();
 
+  /// What of slots and kept arenas lies on other nodes comes together on the chief's. Collective.
+  void gather_parts();
+
   /// A ballot of ranks that close. On return all do. Throws AgreedFailure. Collective.
   void agree_to_close();
 
@@ -122,6 +125,7 @@ class CreatedSession final : public RawSession, public StepContext {
   MicroBatchRange micro_batches() const override { return reducer_->micro_batches(); }
   std::int64_t micro_batches_in_step() const override { return micro_batches_; }
   std::span<float> begin_micro_batch() override;
+  void gradient_ready(std::size_t offset) override;
   void end_micro_batch() override;
   void say_not_finite() override { ballot_.say(Says::not_finite); }
   void reduce_micro_batches() override;

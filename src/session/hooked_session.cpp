@@ -88,8 +88,8 @@ void HookedSession::begin() {
 
 /// A directory has one saver.
 void HookedSession::find_saver() {
-  for (const auto& hook : hooks_) {
-    const auto found = std::dynamic_pointer_cast<CheckpointSaverHook>(hook);
+  for (std::size_t i = 0; i < hooks_.size(); ++i) {
+    const auto found = std::dynamic_pointer_cast<CheckpointSaverHook>(hooks_[i]);
     if (!found) continue;
     if (saver_) {
       throw UsageError(
@@ -99,6 +99,12 @@ void HookedSession::find_saver() {
     }
     if (ground_.options.checkpoint_dir.empty()) {
       throw UsageError(fmt::format("'{}' has nowhere to save to; set checkpoint_dir", found->describe()));
+    }
+    if (state_in_parts() && i < chief_only_count_) {
+      throw UsageError(
+          fmt::format("'{}' is a hook of the chief alone, but a save of a sharded optimizer or of bf16 "
+                      "gradients needs all ranks; give it in `hooks` on every rank",
+                      found->describe()));
     }
     saver_ = found;
   }
@@ -156,6 +162,7 @@ void HookedSession::attach_saver() {
     probe_directory(*run.directory(), saver->image_bytes(), *config.process);
   });
   const auto& restored = session_->restored();
+  gathered_step_ = global_step();  // restored or initialized there
   if (saver_) saver_->attach(std::move(saver), restored ? std::optional(restored->step) : std::nullopt);
 }
 
@@ -210,6 +217,18 @@ void HookedSession::deliver_gathered(Failure& failure) {
   }
 }
 
+/// Slots or residuals lie on several nodes.
+bool HookedSession::state_in_parts() const {
+  return ground_.config.shard_optimizer || ground_.config.gradient_dtype == GradientDtype::bf16;
+}
+
+/// Before a save, on all ranks: whether there is one follows from what all know.
+void HookedSession::gather_parts() {
+  if (!state_in_parts() || gathered_step_ == global_step()) return;
+  gathered_step_ = global_step();
+  session_->gather_parts();
+}
+
 StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) {
   CreatedSession& session = *session_;
   StepValues values;
@@ -235,6 +254,7 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
   std::optional<std::string> end;
   // Even if this rank has failed since its ballot left: the others do not know and wait for its texts.
   if (ended.ran) deliver_gathered(failure);
+  if (ended.ran && saver_ && saver_->saves_after(global_step(), session.tally())) gather_parts();
   if (ended.ran && !failure) {
     const RunValues run_values(values, session.tally(), global_step());
     phase_ = "after_run";
@@ -480,6 +500,7 @@ Failure HookedSession::end(Seconds grace) {
     hook_ = nullptr;
   };
   deliver_gathered(failure);
+  if (saver_) gather_parts();
   phase_ = "end";
   // After a signal little time may be left: what there is goes to disk before hooks take their time to end.
   const bool early = cause_.early;

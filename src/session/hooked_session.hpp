@@ -108,6 +108,8 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   void heed(const Tally& tally);
   void heed_stops(const Tally& tally);
   void deliver_gathered(Failure& failure);
+  bool state_in_parts() const;
+  void gather_parts();
   template <class Work>
   void call(SessionRunHook& hook, Work&& work);
   void heed_end(const CreatedSession::Ended& ended);
@@ -124,6 +126,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   std::vector<SecondOrStepTimer*> timers_;
   std::vector<SecondOrStepTimer*> chief_timers_;
   bool in_begin_ = false;
+  std::optional<std::int64_t> gathered_step_;  ///< the chief's node has all parts of this step's state
   SummaryWriter summary_;
   bool summaries_open_ = false;  ///< the same on all ranks
   CreatedSession* session_ = nullptr;

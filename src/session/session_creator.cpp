@@ -16,9 +16,14 @@
 namespace lockstep {
 namespace {
 
+bool rounds_gradients(const SessionGround& ground) {
+  return ground.config.gradient_dtype == GradientDtype::bf16 && ground.topology->nodes > 1;
+}
+
 void freeze(SessionGround& ground) {
+  if (rounds_gradients(ground)) ground.state.keep_arenas("gradient_residual", ground.topology->nodes);
   if (ground.config.share_parameters) {
-    NodeAllocator allocator(ground.topology->node);
+    NodeAllocator allocator(*ground.topology, ground.config.shard_optimizer);
     ground.state.freeze(allocator);
   } else {
     PlainAllocator allocator;
@@ -35,16 +40,25 @@ void compare_entries(const SessionGround& ground) {
   compare_ranks(ground.start, std::vector<Statement>{{"what a checkpoint holds", std::move(layout)}});
 }
 
+/// Who has what, where the ranks of a node share.
+std::optional<SharedArenas> shared_arenas(const SessionGround& ground) {
+  if (!ground.config.share_parameters) return std::nullopt;
+  const Topology& topology = *ground.topology;
+  SharedArenas shared;
+  if (topology.node.rank() == 0) {
+    shared.leaders = patient(topology.column, ground.options.max_wait_secs);  // of local rank 0 alone
+  }
+  if (ground.config.shard_optimizer) {
+    shared.slots = shard_of_node(topology, ground.state.parameter_elements(), topology.my_node);
+  }
+  shared.node = static_cast<std::size_t>(topology.my_node);
+  return shared;
+}
+
 std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again) {
   SessionConfig& config = ground.config;
   const Scaffold& scaffold = ground.options.scaffold;
-  std::optional<SharedArenas> shared;
-  if (config.share_parameters) {
-    const bool leader = ground.topology->node.rank() == 0;
-    const Communicator leaders =
-        patient(ground.topology->column, ground.options.max_wait_secs);  // of local rank 0 alone
-    shared = SharedArenas{leader ? std::optional(leaders) : std::nullopt};
-  }
+  std::optional<SharedArenas> shared = shared_arenas(ground);
   const auto on_chief = [&](std::string_view phase, const std::function<void(State&)>& work) {
     ground.on_chief("the chief to initialize", phase, [&] { work(ground.state); });
   };
@@ -54,6 +68,7 @@ std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again)
         std::ranges::fill(state.parameters(), 0.0F);
         std::ranges::fill(state.buffers(), 0.0F);
         for (const std::string& slot : state.slot_names()) std::ranges::fill(state.slot_values(slot), 0.0F);
+        for (const std::span<float> arena : state.kept_arenas()) std::ranges::fill(arena, 0.0F);
       });
     }
     on_chief("init", scaffold.init);
@@ -129,6 +144,9 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
     ground.owns_directory = true;
   }
   if (!ground.state.frozen()) freeze(ground);
+  if (rounds_gradients(ground) && ground.state.kept_arenas().empty()) {
+    throw UsageError("bf16 gradients need a state that the session freezes itself; leave that to it");
+  }
   if (!created_) compare_entries(ground);
   const bool again = std::exchange(created_, true);
   auto session = std::make_unique<CreatedSession>(ground);

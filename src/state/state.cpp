@@ -174,6 +174,9 @@ struct State::Impl {
   Arena parameters;
   Arena buffers;
   std::vector<Arena> slots;
+  std::string arenas_name;  // of those that are kept for nodes
+  std::vector<Arena> node_arenas;
+  std::vector<std::span<float>> node_values;
   std::int64_t global_step = 0;
 
   void check_open(const std::string& name) const {
@@ -279,6 +282,18 @@ std::span<double> State::keep(const std::string& name, std::size_t count) {
   return kept[name] = std::vector<double>(count);
 }
 
+void State::keep_arenas(const std::string& name, int nodes) {
+  impl_->check_open(name);
+  check_name(name);
+  if (!impl_->arenas_name.empty()) throw UsageError("arenas of nodes were declared twice");
+  impl_->arenas_name = name;
+  impl_->node_arenas.resize(static_cast<std::size_t>(nodes));
+}
+
+std::span<const std::span<float>> State::kept_arenas() const noexcept {
+  return impl_->node_values;
+}
+
 void State::setting(const std::string& key, const std::string& value) {
   impl_->check_open(key);
   check_name(key);
@@ -296,7 +311,11 @@ void State::freeze(ArenaAllocator& allocator) {
   impl_->parameters = allocator.allocate(impl_->parameter_elements);
   impl_->buffers = allocator.allocate(impl_->buffer_elements);
   for (std::size_t i = 0; i < impl_->slot_names.size(); ++i) {
-    impl_->slots.push_back(allocator.allocate(impl_->parameter_elements));
+    impl_->slots.push_back(allocator.allocate_slot(impl_->parameter_elements));
+  }
+  for (std::size_t n = 0; n < impl_->node_arenas.size(); ++n) {
+    impl_->node_arenas[n] = allocator.allocate_for_node(impl_->parameter_elements, static_cast<int>(n));
+    impl_->node_values.push_back(impl_->node_arenas[n].values());
   }
   for (const auto& record : impl_->parameter_records) {
     record->data = impl_->parameters.values().data() + record->offset;
@@ -378,6 +397,13 @@ std::vector<Entry> State::entries() const {
                        ElementType::f64,
                        {static_cast<std::int64_t>(values.size())},
                        std::as_writable_bytes(std::span(values)).data()});
+  }
+  for (std::size_t n = 0; n < impl_->node_values.size(); ++n) {
+    const std::span<float> values = impl_->node_values[n];
+    entries.push_back({fmt::format("{}{}/{}", kHooksFolder, impl_->arenas_name, n),
+                       ElementType::f32,
+                       {static_cast<std::int64_t>(values.size())},
+                       bytes_of(values.data())});
   }
   for (auto& [key, value] : impl_->settings) {
     entries.push_back({"/config/" + key,

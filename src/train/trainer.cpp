@@ -58,7 +58,8 @@ Trainer::Trainer(Parts parts, const MonitoredTrainingSession& session)
       batches_(parts_.dataset, Sampler(parts_.seed, parts_.dataset->size(), parts_.batch.global_batch),
                sample_ranges(parts_.batch, owned_), parts_.executor,
                owned_.size() == 0 ? 0 : parts_.prefetch),
-      update_(parts_.optimizer, parts_.state, parts_.update, session.topology()) {
+      update_(parts_.optimizer, parts_.state, parts_.update, session.topology(),
+              session.reducer().sharded()) {
   if (parts_.threads < 1) throw UsageError(fmt::format("threads is {}; give at least 1", parts_.threads));
   const std::int64_t lanes = std::clamp<std::int64_t>(owned_.size(), 1, parts_.threads);
   for (std::int64_t i = 0; i < lanes; ++i) {
@@ -75,7 +76,7 @@ Trainer::Trainer(Parts parts, const MonitoredTrainingSession& session)
 
 /// Forward and backward of the lane's micro-batch. On any thread: touches nothing but the lane and what all
 /// share without changing it.
-void Trainer::compute(Lane& lane, std::span<float> gradients) {
+void Trainer::compute(Lane& lane, std::span<float> gradients, const Sequential::GradientReady& ready) {
   const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
   const std::size_t inputs = samples * static_cast<std::size_t>(parts_.dataset->sample_elements());
   const std::size_t labels = samples * static_cast<std::size_t>(parts_.dataset->labels_per_sample());
@@ -83,7 +84,7 @@ void Trainer::compute(Lane& lane, std::span<float> gradients) {
   parts_.model.forward_backward(
       lane.workspace, lane.batch->inputs.subspan(m * inputs, inputs),
       lane.batch->labels.subspan(m * labels, labels), gradients,
-      1.0F / static_cast<float>(parts_.batch.global_batch), lane.loss, {},
+      1.0F / static_cast<float>(parts_.batch.global_batch), lane.loss, ready,
       {.draw = {.seed = parts_.seed,
                 .step = lane.step,
                 .first_sample = (owned_.first + lane.micro_batch) * parts_.batch.micro_batch},
@@ -101,6 +102,8 @@ void Trainer::hand_in(StepContext& context, std::span<float> gradients, std::siz
 void Trainer::compute_owned(StepContext& context, const Batch& batch) {
   const std::size_t elements = parts_.state.gradient_elements();
   const auto lanes = static_cast<std::int64_t>(lanes_.size());
+  // What has its last gradient leaves for other nodes while the layers before it still run.
+  const Sequential::GradientReady ready = [&context](std::size_t offset) { context.gradient_ready(offset); };
   for (std::int64_t begin = 0; begin < owned_.size(); begin += lanes) {
     const std::int64_t busy = std::min(lanes, owned_.size() - begin);
     for (std::int64_t i = 0; i < busy; ++i) {
@@ -109,13 +112,14 @@ void Trainer::compute_owned(StepContext& context, const Batch& batch) {
       lane.micro_batch = begin + i;
       lane.step = context.number();
       // Two pointers: std::function keeps them without allocating.
-      if (i > 0) lane.worker->post([this, &lane] { compute(lane, lane.gradients.values()); });
+      if (i > 0) lane.worker->post([this, &lane] { compute(lane, lane.gradients.values(), {}); });
     }
     std::exception_ptr failure;
     try {
       const auto gradients = context.begin_micro_batch();
       const auto phase = context.trace().phase("compute");
-      compute(*lanes_.front(), gradients.first(elements));
+      compute(*lanes_.front(), gradients.first(elements),
+              begin + 1 == owned_.size() ? ready : Sequential::GradientReady());
       hand_in(context, gradients, elements, lanes_.front()->loss);
     } catch (...) {
       failure = std::current_exception();

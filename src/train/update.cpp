@@ -21,7 +21,7 @@ void check_limit(std::string_view what, double value) {
 }  // namespace
 
 Update::Update(const Optimizer& optimizer, const State& state, UpdateOptions options,
-               const Topology& topology)
+               const Topology& topology, bool sharded)
     : optimizer_(optimizer),
       layerwise_(dynamic_cast<const LayerwiseOptimizer*>(&optimizer)),
       state_(state),
@@ -45,7 +45,14 @@ Update::Update(const Optimizer& optimizer, const State& state, UpdateOptions opt
   trust_ratios_.assign(decays_.size(), 1);
   sums_.resize(decays_.size());
   own_numbers_.resize(2 * parts_.size());
-  if (options_.clip_norm > 0 || layerwise_ != nullptr) numbers_.emplace(topology, 2 * parts_.size());
+  if (options_.clip_norm == 0 && layerwise_ == nullptr) return;
+  if (!sharded) {
+    numbers_.emplace(topology, 2 * parts_.size());
+    return;
+  }
+  const auto mine = parts_in(shard_of_node(topology, state.parameter_elements(), topology.my_node));
+  const auto first = static_cast<std::size_t>(mine.data() - parts_.data());
+  numbers_.emplace(topology, 2 * parts_.size(), ElementRange{2 * first, 2 * (first + mine.size())});
 }
 
 std::span<const Update::Part> Update::parts_in(ElementRange range) const {
@@ -60,11 +67,11 @@ double Update::norm_of(std::span<const float> gradients, std::span<const Part> m
   const auto first = static_cast<std::size_t>(mine.data() - parts_.data());
   const std::span<double> written = shared ? numbers_->next() : std::span(own_numbers_);
   for (std::size_t i = 0; i < mine.size(); ++i) {
-    written[first + i] = sum_of_squares(gradients.subspan(mine[i].range.first, mine[i].range.size()));
+    written[2 * (first + i)] = sum_of_squares(gradients.subspan(mine[i].range.first, mine[i].range.size()));
   }
   const std::span<const double> all = shared ? numbers_->exchange() : written;
   double sum = 0;
-  for (std::size_t i = 0; i < parts_.size(); ++i) sum += all[i];
+  for (std::size_t i = 0; i < parts_.size(); ++i) sum += all[2 * i];
   return std::sqrt(sum);
 }
 

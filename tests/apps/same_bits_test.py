@@ -1,6 +1,7 @@
 """Promise P1 with real programs: one parameters_digest and one loss, however the work is spread."""
 
 import random
+import shutil
 
 import harness
 from harness import EndToEnd
@@ -70,6 +71,54 @@ class SameBits(EndToEnd):
             for ranks, variant in variants:
                 with self.subTest(optimizer=optimizer, ranks=ranks, **variant):
                     self.assertEqual(self.bits(ranks, **changes, **variant), expected)
+
+    def test_sharded_optimizers_and_buckets(self):
+        """Also of everything that a checkpoint holds: the slots come together from all nodes."""
+        for changes in ({"optimizer": "lamb", "learning_rate": 0.01, "clip_norm": 0.5}, {"optimizer": "momentum"}):
+            contents = set()
+            expected = None
+            changes["hidden"] = 128  # several blocks to share out
+            for ranks, variant in ((1, {}), (2, {"ranks_per_node": 1, "shard_optimizer": 1}),
+                                   (5, {"ranks_per_node": 2, "shard_optimizer": 1, "bucket_bytes": 16384}),
+                                   (2, {"shard_optimizer": 1}), (3, {"ranks_per_node": 1, "bucket_bytes": 65536})):
+                with self.subTest(ranks=ranks, **changes, **variant):
+                    directory = self.folder / f"{changes['optimizer']}-{ranks}-{len(variant)}"
+                    bits = self.bits(ranks, checkpoint_dir=directory, save_checkpoint_steps=25, **changes, **variant)
+                    expected = expected or bits
+                    self.assertEqual(bits, expected)
+                    for step in (25, 40):
+                        shown = harness.execute(harness.INSPECT, directory / f"ckpt-{step:08d}.h5", "--digest")
+                        self.assertEqual(shown.code, 0, str(shown))
+                        contents.add((step, shown.out.split()[0]))
+            self.assertEqual(len(contents), 2, str(contents))
+
+    def test_a_sharded_run_goes_on_with_other_shards(self):
+        expected = self.bits(1)
+        directory = self.folder / "run"
+        self.train(4, checkpoint_dir=directory, last_step=13, ranks_per_node=2, shard_optimizer=1)
+        self.train(3, checkpoint_dir=directory, last_step=29, ranks_per_node=1, shard_optimizer=1)
+        self.assertEqual(self.bits(2, checkpoint_dir=directory), expected)
+
+    def test_bf16_between_nodes(self):
+        """Same bits on the same layout, also when it was interrupted; as good a loss as without; and on one node
+        nothing is rounded."""
+        exact = self.bits(1, hidden=128)
+        self.assertEqual(self.bits(3, hidden=128, gradient_dtype="bf16"), exact)
+        for layout in ({"ranks_per_node": 1}, {"ranks_per_node": 2, "shard_optimizer": 1}):
+            with self.subTest(**layout):
+                changes = {"hidden": 128, "gradient_dtype": "bf16", **layout}
+                once = self.bits(3, **changes)
+                self.assertNotEqual(once["parameters_digest"], exact["parameters_digest"])
+                self.assertAlmostEqual(once["loss"], exact["loss"], delta=0.02 * exact["loss"])
+                directory = self.folder / f"run{len(layout)}"
+                self.train(3, checkpoint_dir=directory, **{**changes, "last_step": 17})
+                self.assertEqual(self.bits(3, checkpoint_dir=directory, bucket_bytes=16384, **changes), once)
+                # On other nodes it goes on, too.
+                shutil.rmtree(directory)
+                self.train(3, checkpoint_dir=directory, **{**changes, "last_step": 17})
+                moved = self.train(2, checkpoint_dir=directory, **changes)
+                self.assertAlmostEqual(moved["loss"], exact["loss"], delta=0.02 * exact["loss"])
+                self.assertIn("the bits depend on", moved["stderr"])
 
     def test_more_ranks_than_micro_batches(self):
         changes = {"global_batch": 60, "micro_batch": 30}

@@ -36,8 +36,9 @@ inline void check_collectives(const Communicator& world) {
     CHECK(texts[static_cast<std::size_t>(r)].size() == static_cast<std::size_t>(r));
 
   std::vector<float> values{static_cast<float>(rank), 1.0F};
-  Request sum = world.all_reduce_sum(values);
-  world.wait(sum, "a sum");
+  std::vector<Request> sums;
+  world.all_reduce_sum(values, sums);
+  for (Request& sum : sums) world.wait(sum, "a sum");
   CHECK(values[0] == static_cast<float>(size * (size - 1) / 2));
   CHECK(values[1] == static_cast<float>(size));
 

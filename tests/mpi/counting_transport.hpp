@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <lockstep/mpi/communicator.hpp>
 
@@ -57,7 +58,9 @@ class CountingTransport final : public Transport {
   }
   Request all_reduce_sum(std::span<float> values) override {
     ++count_->sums;
-    return real_.all_reduce_sum(values);
+    std::vector<Request> requests;
+    real_.all_reduce_sum(values, requests);
+    return requests.front();
   }
   Request all_reduce_value(std::span<std::byte> value, Combine combine) override {
     ++count_->ballots;
@@ -70,7 +73,9 @@ class CountingTransport final : public Transport {
   std::shared_ptr<Transport> split_by_node() override {
     return std::make_shared<CountingTransport>(real_.split_by_node(), count_, clock_);
   }
-  std::unique_ptr<SharedMemory> share(std::size_t bytes) override { return real_.share(bytes); }
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch) override {
+    return real_.share(bytes, touch);
+  }
   bool relax(std::uint64_t) override {
     // One turn of a wait of the real one.
     int looks = 0;

@@ -40,7 +40,7 @@ class Lonely final : public Transport {
   bool test(Request& request) override { return request.done; }
   std::shared_ptr<Transport> split(int, int) override { return nullptr; }
   std::shared_ptr<Transport> split_by_node() override { return nullptr; }
-  std::unique_ptr<SharedMemory> share(std::size_t) override { return nullptr; }
+  std::unique_ptr<SharedMemory> share(std::size_t, FirstTouch) override { return nullptr; }
   bool relax(std::uint64_t) override {
     clock_->advance(Seconds{0.03});
     return true;

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -122,7 +124,7 @@ TEST_CASE("where optimizers are sharded, slices of all ranks cover the arena onc
                          {.bucket_bytes = 4 * 4096 * sizeof(float), .shard = true, .parameters = parameters});
         const ElementRange slice = reducer->slice();
         bool good = slice.size() == 0 || slice.first % 4096 == 0;
-        const ElementRange of_node = reducer->owned_by_node();
+        const ElementRange of_node = shard_of_node(topology, kElements, topology.my_node);
         good = good && (slice.size() == 0 || (slice.first >= of_node.first && slice.last <= of_node.last));
         for (std::size_t i = slice.first; i < slice.last; ++i) ++owners[i];
         for (std::int64_t t = 0; t < 2; ++t) {
@@ -161,6 +163,117 @@ TEST_CASE("where optimizers are sharded, slices of all ranks cover the arena onc
       });
       CHECK(right == ranks);
       CHECK(std::ranges::count(owners, 1) == static_cast<std::ptrdiff_t>(kElements));
+    }
+  }
+}
+
+TEST_CASE("memory for gradients stays within two arenas for each doubling of the owned micro-batches") {
+  constexpr std::size_t kElements = std::size_t{1} << 20;
+  for (const int ranks : {1, 2, 3, 5, 8}) {
+    for (const int per_node : {0, 1, 3}) {
+      for (const std::int64_t micro_batches : {1, 2, 3, 8, 13, 22, 64}) {
+        CAPTURE(ranks);
+        CAPTURE(per_node);
+        CAPTURE(micro_batches);
+        SimulatedWorld{ranks, per_node, 7}.run(
+            [&](const Communicator& world) {
+              const Topology topology(world);
+              const auto reducer = make_reducer(ReductionKind::canonical, topology, kElements, micro_batches);
+              const auto owned =
+                  static_cast<std::uint64_t>(std::max<std::int64_t>(1, reducer->micro_batches().size()));
+              const auto log2 = static_cast<std::size_t>(std::bit_width(owned - 1));
+              constexpr std::size_t kThreads = 1;
+              CHECK(reducer->bytes() <= (2 * log2 + kThreads + 1) * kElements * sizeof(float));
+            },
+            {.clock = std::make_shared<FakeClock>(), .log = {}});
+      }
+    }
+  }
+}
+
+TEST_CASE("rounded sums are the same on all nodes, and what one step loses the next ones bring back") {
+  constexpr std::size_t kElements = 5 * 4096 + 48;
+  constexpr std::int64_t kMicroBatches = 7;
+  constexpr int kSteps = 40;
+  for (const int ranks : {1, 2, 3, 5, 9}) {
+    for (const int per_node : {0, 1, 2}) {
+      for (const bool shard : {false, true}) {
+        CAPTURE(ranks);
+        CAPTURE(per_node);
+        CAPTURE(shard);
+        std::vector<std::vector<float>> sums(static_cast<std::size_t>(ranks));
+        int right = 0;
+        SimulatedWorld{ranks, per_node, 11}.run([&](const Communicator& world) {
+          const Topology topology(world);
+          const bool first = topology.node.rank() == 0;
+          const auto memory = topology.node.share(first ? 2 * kElements * sizeof(float) : 0);
+          const std::span arenas(reinterpret_cast<float*>(memory->region(0).data()), 2 * kElements);
+          ReducerOptions options{.shard = shard, .residual = arenas.first(kElements)};
+          if (shard) options.parameters = arenas.last(kElements);
+          const auto reducer =
+              make_reducer(ReductionKind::canonical, topology, kElements, kMicroBatches, options);
+          const ElementRange slice = reducer->slice();
+          std::vector<double> total(kElements, 0.0);
+          std::vector<float> leaves(static_cast<std::size_t>(kMicroBatches));
+          bool good = true;
+          double rounded_away = 0;
+          for (int t = 0; t < kSteps; ++t) {
+            const auto range = reducer->micro_batches();
+            for (auto m = range.first; m < range.last; ++m) {
+              const auto gradient = reducer->begin_micro_batch();
+              for (std::size_t i = 0; i < kElements; ++i) {
+                gradient[i] = 1e-3F * static_cast<float>((i + 1) % 97) * static_cast<float>(m + 1) / 7.0F;
+              }
+              // One step has an infinity and a NaN; they must not stay.
+              if (t == 3 && m == 2) gradient[5] = std::numeric_limits<float>::infinity();
+              if (t == 3 && m == 5) gradient[4099] = std::numeric_limits<float>::quiet_NaN();
+              gradient[kElements] = 0.1F;
+              reducer->gradient_ready(8192);
+              reducer->end_micro_batch();
+            }
+            good = reducer->reduce(Tally(world.rank())).agrees() && good;
+            for (std::size_t i = slice.first; i < slice.last; ++i) {
+              const float sum = reducer->sum()[i];
+              if (i == 5 || i == 4099) {
+                good = good && std::isfinite(sum) == (t != 3);
+                continue;
+              }
+              total[i] += static_cast<double>(sum);
+            }
+            reducer->finish();
+            std::ranges::fill(leaves, 0.1F);
+            good = good && reducer->sum()[kElements] == test::serial_canonical_sum(leaves);
+            if (t == kSteps - 1 && !shard) {
+              const auto sum = reducer->sum().first(kElements);
+              sums[static_cast<std::size_t>(world.rank())].assign(sum.begin(), sum.end());
+            }
+            topology.world.barrier("all to have looked at this sum");
+            // A ballot in the shape of a sum, as sessions send one when they close, changes nothing.
+            if (t % 4 == 1) {
+              good = reducer->reduce(Tally(world.rank())).agrees() && good;
+              reducer->finish();
+            }
+          }
+          for (std::size_t i = slice.first; i < slice.last; ++i) {
+            if (i == 5 || i == 4099) continue;
+            double exact = 0;
+            for (std::int64_t m = 0; m < kMicroBatches; ++m) {
+              exact += 1e-3 * static_cast<double>((i + 1) % 97) * static_cast<double>(m + 1) / 7.0;
+            }
+            const double lost = std::abs(total[i] - kSteps * exact);
+            // Half of the last of eight bits, of the parts of one step and of their sum; and what float
+            // loses.
+            good = good && lost <= 2 * exact / 256 + 1e-4 * exact;
+            rounded_away = std::max(rounded_away, lost / exact);
+          }
+          // More than float loses: something was rounded at all.
+          if (slice.size() > 0) good = good && (rounded_away > 1e-4) == (topology.nodes > 1);
+          topology.world.barrier("all to have looked");
+          if (good) ++right;
+        });
+        CHECK(right == ranks);
+        for (const auto& sum : sums) CHECK(sum == sums.front());
+      }
     }
   }
 }

@@ -1,3 +1,7 @@
+#include <algorithm>
+
+#include <sys/mman.h>
+
 #include <lockstep/mpi/interop.hpp>
 #include <lockstep/reduce/node_allocator.hpp>
 
@@ -55,6 +59,36 @@ TEST_CASE("an arena shared by a node is one memory") {
   for (int r = 0; r < node.size(); ++r)
     CHECK(arena.values()[static_cast<std::size_t>(r)] == static_cast<float>(r + 1));
   node.barrier("reading");
+}
+
+TEST_CASE(
+    "where optimizers are sharded a node has memory for its part of a slot alone; the chief's for all") {
+  const auto world = from_mpi(MPI_COMM_WORLD);
+  for (const int per_node : {1, 2}) {
+    const Topology topology(world, per_node);
+    constexpr std::size_t kElements = std::size_t{4} << 20;
+    NodeAllocator allocator(topology, true);
+    const Arena arena = allocator.allocate_slot(kElements);
+    const ElementRange mine = shard_of_node(topology, kElements, topology.my_node);
+    for (std::size_t i = mine.first; i < mine.last; i += 1024) CHECK(arena.values()[i] == 0.0F);
+    // Its pages, without the first, which may begin before it.
+    constexpr std::size_t kPage = 4096;
+    auto* first = reinterpret_cast<std::byte*>(arena.values().data());
+    std::vector<unsigned char> pages(kElements * sizeof(float) / kPage - 1);
+    first += (kPage - reinterpret_cast<std::uintptr_t>(first) % kPage) % kPage;
+    REQUIRE(mincore(first, pages.size() * kPage, pages.data()) == 0);
+    const auto there = static_cast<std::size_t>(
+        std::ranges::count_if(pages, [](unsigned char page) { return (page & 1U) != 0; }));
+    const std::size_t own = mine.size() * sizeof(float) / kPage;
+    CAPTURE(own);
+    if (topology.my_node == 0) {
+      CHECK(there == pages.size());
+    } else {
+      CHECK(there + 2 >= own);
+      CHECK(there <= own + 2);
+    }
+    world.barrier("all to have looked");
+  }
 }
 
 }  // namespace lockstep

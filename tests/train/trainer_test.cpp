@@ -18,6 +18,10 @@ constexpr std::int64_t kSamples = 70;
 constexpr std::int64_t kSteps = 5;
 constexpr std::uint64_t kSeed = 3;
 
+/// Of parameters by a node, and of optimizer slots over all ranks.
+enum class Sharing : std::uint8_t { none, parameters, slots };
+constexpr Sharing kSharings[] = {Sharing::none, Sharing::parameters, Sharing::slots};
+
 struct Case {
   KernelChoice kernels = KernelChoice::automatic;
   BatchPlan batch = {24, 2};
@@ -25,6 +29,8 @@ struct Case {
   int prefetch = 1;
   bool threads = false;
   bool shared = false;
+  bool sharded = false;
+  std::size_t bucket_bytes = 0;
   int ranks_per_node = 0;
   std::string optimizer = "momentum";
   UpdateOptions update = {};
@@ -58,6 +64,8 @@ Result trained(const Communicator& world, const Case& c) {
   options.hooks = {std::make_shared<StopAtStepHook>(kSteps)};
   options.config.micro_batches = c.batch.micro_batches();
   options.config.share_parameters = c.shared;
+  options.config.shard_optimizer = c.sharded;
+  options.config.bucket_bytes = c.bucket_bytes;
   options.config.ranks_per_node = c.ranks_per_node;
   options.config.clock = std::make_shared<FakeClock>();
   const std::shared_ptr<Executor> executor =
@@ -160,11 +168,11 @@ TEST_CASE("the same bits as by the definition, on 1 to 5 ranks, however they sit
         CHECK(expected.losses.front() > 0.5);
         CHECK(expected.losses.front() != expected.losses.back());
         for (int ranks = 1; ranks <= 5; ++ranks) {
-          for (const bool shared : {false, true}) {
-            for (const int per_node : {0, 2}) {
+          for (const Sharing sharing : kSharings) {
+            for (const int per_node : {0, 1, 2}) {
               const int prefetch = (ranks + per_node) % 3;
               CAPTURE(ranks);
-              CAPTURE(shared);
+              CAPTURE(sharing);
               CAPTURE(per_node);
               CAPTURE(hidden);
               int same = 0;
@@ -175,7 +183,9 @@ TEST_CASE("the same bits as by the definition, on 1 to 5 ranks, however they sit
                                             .hidden = hidden,
                                             .prefetch = prefetch,
                                             .threads = false,
-                                            .shared = shared,
+                                            .shared = sharing != Sharing::none,
+                                            .sharded = sharing == Sharing::slots,
+                                            .bucket_bytes = ranks % 2 == 0 ? 0U : 16384U,
                                             .ranks_per_node = per_node}) == expected;
                   });
               CHECK(same == ranks);
@@ -185,6 +195,82 @@ TEST_CASE("the same bits as by the definition, on 1 to 5 ranks, however they sit
       }
     }
   }
+}
+
+namespace {
+
+/// Hands everything on, and notes which gradients were told to be ready, for each micro-batch.
+class ListeningContext final : public StepContext {
+ public:
+  explicit ListeningContext(StepContext& real) : real_(real) {}
+  std::vector<std::vector<std::size_t>> told;
+
+  std::int64_t number() const override { return real_.number(); }
+  State& state() override { return real_.state(); }
+  int rank() const override { return real_.rank(); }
+  int ranks() const override { return real_.ranks(); }
+  const Feeds& feeds() const override { return real_.feeds(); }
+  StepTrace& trace() override { return real_.trace(); }
+  std::span<const float> reduce(std::span<const float> gradients, StepValues& local) override {
+    return real_.reduce(gradients, local);
+  }
+  void contribute_nothing() override { real_.contribute_nothing(); }
+  int contributing_ranks() const override { return real_.contributing_ranks(); }
+  std::int64_t contributing_micro_batches() const override { return real_.contributing_micro_batches(); }
+  MicroBatchRange micro_batches() const override { return real_.micro_batches(); }
+  std::int64_t micro_batches_in_step() const override { return real_.micro_batches_in_step(); }
+  std::span<float> begin_micro_batch() override {
+    told.emplace_back();
+    return real_.begin_micro_batch();
+  }
+  void gradient_ready(std::size_t offset) override {
+    told.back().push_back(offset);
+    real_.gradient_ready(offset);
+  }
+  void end_micro_batch() override { real_.end_micro_batch(); }
+  void say_not_finite() override { real_.say_not_finite(); }
+  void reduce_micro_batches() override { real_.reduce_micro_batches(); }
+  ElementRange slice() const override { return real_.slice(); }
+  bool shares_parameters() const override { return real_.shares_parameters(); }
+  std::span<const float> sum() const override { return real_.sum(); }
+  void finish() override { real_.finish(); }
+
+ private:
+  StepContext& real_;
+};
+
+}  // namespace
+
+TEST_CASE("in the last micro-batch each layer's gradient is told to be ready, the last layer's first") {
+  Sequential model = test::small_model(9);
+  State state;
+  model.declare(state);
+  const Sgd optimizer;
+  const ConstantRate schedule(0.1F);
+  const auto kernels = make_kernels();
+  InlineExecutor executor;
+  MonitoredTrainingSessionOptions options;
+  options.config.micro_batches = 3;
+  MonitoredTrainingSession session(Communicator::self(), state, options);
+  Trainer trainer({.model = model,
+                   .optimizer = optimizer,
+                   .schedule = schedule,
+                   .kernels = *kernels,
+                   .dataset = std::make_shared<test::SmallDataset>(kSamples),
+                   .batch = {6, 2},
+                   .seed = kSeed,
+                   .state = state,
+                   .executor = executor},
+                  session);
+  std::vector<std::vector<std::size_t>> told;
+  session.run([&](StepContext& step) {
+    ListeningContext listening(step);
+    const StepValues values = trainer.step(listening);
+    told = listening.told;
+    return values;
+  });
+  const std::size_t second_layer = state.parameter_tensors()[2].offset();
+  CHECK(told == std::vector<std::vector<std::size_t>>{{}, {}, {second_layer, 0}});
 }
 
 TEST_CASE("batches made ahead on a thread change nothing, and ranks without work idle") {
@@ -237,12 +323,13 @@ TEST_CASE("clipping, weight decay and layerwise rates have the same bits on any 
       plain.update = {};
       CHECK(!(trained(Communicator::self(), plain) == expected));
       for (const int ranks : {1, 2, 3, 5}) {
-        for (const int per_node : {0, 2}) {
-          for (const bool shared : {false, true}) {
+        for (const int per_node : {0, 1, 2}) {
+          for (const Sharing sharing : kSharings) {
             CAPTURE(ranks);
             CAPTURE(per_node);
-            CAPTURE(shared);
-            c.shared = shared;
+            CAPTURE(sharing);
+            c.shared = sharing != Sharing::none;
+            c.sharded = sharing == Sharing::slots;
             c.ranks_per_node = per_node;
             int same = 0;
             SimulatedWorld{ranks, 0, 9}.run(

@@ -29,6 +29,11 @@ struct Restored {
 struct SharedArenas {
   /// One rank of every node, the chief as its rank 0; nullopt on all other ranks.
   std::optional<Communicator> leaders;
+
+  /// What of each slot this rank's node keeps, where optimizers are sharded; nullopt: all of it. The chief
+  /// keeps all.
+  std::optional<ElementRange> slots = std::nullopt;
+  std::size_t node = 0;  ///< of State::kept_arenas, this rank's node keeps this one
 };
 
 struct RestoreOptions {

@@ -70,6 +70,10 @@ class CheckpointSaverHook final : public SessionRunHook {
   /// Chief: how long a slow save takes (see Saver); 0 on other ranks.
   Seconds slow_save() const { return saver_ ? saver_->slow_save() : Seconds{0}; }
 
+  /// Session only: whether after_run will save after this step, as far as that follows from what all ranks
+  /// know.
+  bool saves_after(std::int64_t step, const Tally& tally) const;
+
   /// Session only: the state has changed since it was saved, though the step has not, so `end` saves again.
   void save_again() noexcept { saved_step_.reset(); }
 

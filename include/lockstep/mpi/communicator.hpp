@@ -86,7 +86,9 @@ class Communicator {
   Communicator split_by_node(int at_most = 0) const;
 
   /// Memory that all ranks of this communicator see; they must be on one node.
-  std::unique_ptr<SharedMemory> share(std::size_t bytes) const { return transport_->share(bytes); }
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch = FirstTouch::owner) const {
+    return transport_->share(bytes, touch);
+  }
 
   /// Starts an operation; see Transport. Local, but for `all_reduce_sum` and `all_reduce_value`.
   Request send(std::span<const std::byte> bytes, int destination, int tag) const {
@@ -96,7 +98,8 @@ class Communicator {
     return transport_->receive(bytes, source, tag);
   }
   bool has_message(int source, int tag) const { return transport_->has_message(source, tag); }
-  Request all_reduce_sum(std::span<float> values) const { return transport_->all_reduce_sum(values); }
+  /// Starts one operation for each piece that MPI can count, and appends them to `requests`.
+  void all_reduce_sum(std::span<float> values, std::vector<Request>& requests) const;
   Request all_reduce_value(std::span<std::byte> value, Transport::Combine combine) const {
     return transport_->all_reduce_value(value, combine);
   }

@@ -14,6 +14,12 @@ struct Request {
   bool done = true;
 };
 
+/// Who brings the pages of shared memory into being.
+enum class FirstTouch {
+  owner,  ///< the rank whose region it is: all values are zero
+  nobody  ///< whoever writes first; until then a page takes no memory, and its values are not known
+};
+
 /// Memory that all ranks of a node see, one region a rank, zero at first. Freed by a collective destructor
 /// call order: every rank destroys its windows in the same order.
 class SharedMemory {
@@ -69,7 +75,7 @@ class Transport {
   virtual std::shared_ptr<Transport> split_by_node() = 0;
 
   /// Collective over ranks of one node; `bytes` may differ between ranks.
-  virtual std::unique_ptr<SharedMemory> share(std::size_t bytes) = 0;
+  virtual std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch) = 0;
 
   /// One turn of a wait: lets others run. `turn` counts from 0 within one wait, so that a transport can begin
   /// by spinning and end by giving the core away. True when it gave it away, so that some time has passed.

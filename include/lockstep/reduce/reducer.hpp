@@ -20,13 +20,22 @@ inline constexpr std::size_t kMicroBatchValues = 16;
 
 enum class ReductionKind { canonical, mpi };
 
-/// How the canonical sum crosses the network between nodes. No bit of a sum depends on it.
+/// How gradients travel between nodes: as they are, or rounded, with half the bytes; see ReducerOptions.
+enum class GradientDtype { f32, bf16 };
+
+/// How the canonical sum crosses the network between nodes. No bit of a sum depends on it, unless it is
+/// rounded.
 struct ReducerOptions {
   std::size_t bucket_bytes = 0;  ///< of a bucket; 0: from a measurement of the network at the start
   /// Tests choose; automatic: from the same measurement.
   enum class Exchange { automatic, doubling, buckets } exchange = Exchange::automatic;
   bool shard = false;  ///< every rank of every node updates its own part: `sum` is final in `slice` alone
   std::span<float> parameters = {};  ///< with `shard`: what `finish` brings together again on all nodes
+
+  /// Not empty: gradients travel between nodes as bf16, and what rounding costs is kept here, shared by the
+  /// ranks of a node, and added in the next step. The sum then depends on how ranks sit on nodes. The loss
+  /// and other values of samples are not rounded.
+  std::span<float> residual = {};
 };
 
 /// Sums gradients over micro-batches and ranks, and carries the ballot.
@@ -45,6 +54,9 @@ class Reducer {
   virtual ~Reducer() = default;
 
   virtual std::string_view name() const = 0;
+
+  /// One line for the start of a run: what goes where, and the memory that this rank keeps for it. Local.
+  virtual std::string describe() const = 0;
 
   /// The micro-batches this rank computes in each step. Local.
   virtual MicroBatchRange micro_batches() const = 0;
@@ -89,12 +101,23 @@ class Reducer {
   /// together on the first node; elsewhere it does nothing. Collective.
   virtual void gather(std::span<float> arena) { static_cast<void>(arena); }
 
-  /// What of an arena the ranks of this node own: all of it, unless optimizers are sharded. Local.
-  virtual ElementRange owned_by_node() const = 0;
+  /// Brings `arenas[n]` of each node n, shared by its ranks, to the first node. Collective.
+  virtual void gather_nodes(std::span<const std::span<float>> arenas) { static_cast<void>(arenas); }
+
+  /// Optimizers are sharded: `sum` is final in `slice` alone, and slices cover the arena over all ranks.
+  /// Local.
+  virtual bool sharded() const { return false; }
 
   /// Gradient arenas that this rank keeps. Local.
   virtual int gradient_arenas() const = 0;
+
+  /// All memory that this rank keeps for gradients, in bytes: arenas and messages. Local.
+  virtual std::size_t bytes() const = 0;
 };
+
+/// What of an arena of `elements` the ranks of node `node` own where optimizers are sharded. Starts at a
+/// multiple of 4,096 elements. Local.
+ElementRange shard_of_node(const Topology& topology, std::size_t elements, int node);
 
 /// Makes the reducer for gradients of `elements` floats (a multiple of kArenaAlignment; may be 0) summed over
 /// `micro_batches`. Collective over `topology.world`. `topology` must outlive it. Throws UsageError for

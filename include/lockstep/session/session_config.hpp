@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -21,7 +22,12 @@ struct SessionConfig {
   ReductionKind reduction = ReductionKind::canonical;
   std::int64_t micro_batches = 0;  ///< in a step, over all ranks; 0: one for each rank
   bool share_parameters = false;   ///< one copy a node, of which each rank updates its slice
-  int ranks_per_node = 0;          ///< above 0: pretend that nodes are that small (tests)
+  bool shard_optimizer = false;    ///< every rank of every node keeps and updates its own part of the slots;
+                                   ///< needs shared parameters and the canonical sum
+  GradientDtype gradient_dtype = GradientDtype::f32;  ///< between nodes; bf16 makes the bits depend on how
+                                                      ///< ranks sit on nodes, and needs shared parameters
+  std::size_t bucket_bytes = 0;  ///< of what is sent at once between nodes; 0: measured. Changes no bit
+  int ranks_per_node = 0;        ///< above 0: pretend that nodes are that small (tests)
 
   double max_run_secs = 0;              ///< leave with a save before the session is this old; 0: off
   std::optional<double> end_time = {};  ///< or before this time, in seconds since 1970; the chief's counts

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -66,6 +67,11 @@ class StepContext {
   /// arena's layout; what it adds to the buffers, of theirs (zeros at first); then kMicroBatchValues zeros
   /// for the caller's own sums. Local.
   virtual std::span<float> begin_micro_batch() = 0;
+
+  /// The gradient of the micro-batch being written is final from element `offset` on. May be left out; it
+  /// lets sums of several nodes leave while backward still runs. Local.
+  virtual void gradient_ready(std::size_t offset) = 0;
+
   virtual void end_micro_batch() = 0;  ///< Local.
 
   /// Something in this rank's part of the step is NaN or infinite: tells all ranks with the ballot. Local;
@@ -93,7 +99,8 @@ class StepContext {
   virtual std::span<const float> sum() const = 0;
 
   /// Returns when all ranks of the node have called it: all of `sum` is final, and so are shared parameters
-  /// of which each rank has updated its slice. Collective over the node.
+  /// of which each rank has updated its slice. Collective over the node; over all ranks where the optimizer
+  /// is sharded: what other nodes have updated comes in, and `sum` stays final in `slice` alone.
   virtual void finish() = 0;
 };
 

@@ -37,6 +37,15 @@ class ArenaAllocator {
 
   /// `elements` zeroed floats, aligned to kArenaAlignment. May be collective: see the implementation.
   virtual Arena allocate(std::size_t elements) = 0;
+
+  /// The same for an optimizer slot, of which a part may be elsewhere.
+  virtual Arena allocate_slot(std::size_t elements) { return allocate(elements); }
+
+  /// The same for what node `node` alone uses.
+  virtual Arena allocate_for_node(std::size_t elements, int node) {
+    static_cast<void>(node);
+    return allocate(elements);
+  }
 };
 
 /// Memory of this process alone. Local.

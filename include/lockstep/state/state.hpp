@@ -47,6 +47,12 @@ class State {
   /// name and count, also after `freeze`, gives the same memory; it lives as long as the State.
   std::span<double> keep(const std::string& name, std::size_t count);
 
+  /// An arena of floats like the parameters for each of `nodes`, in which a node keeps what belongs to it and
+  /// its ranks alone (the rounding errors of gradients). Saved under /session/hooks/NAME/NODE; a checkpoint
+  /// need not have them, and may have those of other nodes. Before `freeze`.
+  void keep_arenas(const std::string& name, int nodes);
+  std::span<const std::span<float>> kept_arenas() const noexcept;  ///< of each node
+
   /// A setting that is saved under /config/KEY and must be equal on resume, such as "seed" or "model".
   void setting(const std::string& key, const std::string& value);
   const std::map<std::string, std::string>& settings() const noexcept;

@@ -73,7 +73,7 @@ class Trainer {
     std::unique_ptr<Worker> worker;  // last: it uses the above
   };
 
-  void compute(Lane& lane, std::span<float> gradients);
+  void compute(Lane& lane, std::span<float> gradients, const Sequential::GradientReady& ready);
   void compute_owned(StepContext& context, const Batch& batch);
   static void hand_in(StepContext& context, std::span<float> gradients, std::size_t elements, float loss);
 

@@ -27,12 +27,14 @@ struct UpdateOptions {
 /// the same bits however the ranks share the work.
 class Update {
  public:
-  /// `topology` is the session's; all must outlive it. Throws UsageError for options that make no sense.
-  /// Collective over the node.
-  Update(const Optimizer& optimizer, const State& state, UpdateOptions options, const Topology& topology);
+  /// `topology` is the session's; all must outlive it. `sharded`: see Reducer. Throws UsageError for options
+  /// that make no sense. Collective over the node; over all ranks where sharded.
+  Update(const Optimizer& optimizer, const State& state, UpdateOptions options, const Topology& topology,
+         bool sharded = false);
 
   /// After `reduce_micro_batches`: updates this rank's slice of the parameters and of the buffers, or all of
-  /// them where each rank has its own, and finishes the step. Collective over the node.
+  /// them where each rank has its own, and finishes the step. Collective over the node; over all ranks where
+  /// sharded.
   void apply(StepContext& context, float learning_rate);
 
   /// Of the newest step's gradients, before clipping; only known with `clip_norm`. The same on all ranks.

@@ -18,6 +18,7 @@
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/profiler.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
+#include <lockstep/nn/matrix_peak.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 #include <lockstep/train/evaluator.hpp>
 #include <lockstep/train/trainer.hpp>
@@ -200,6 +201,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
 struct Timing {
   double first_step_seconds = 0;
   double samples_per_second = 0;
+  double counted_seconds = 0;  ///< over which these were counted
 };
 
 /// What the bits of a run depend on, beside promise P1.
@@ -247,6 +249,23 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainO
       {"shard_optimizer", options.shard_optimizer},
       {"same_bits", same_bits(options)},
       {"version", version_text()}};
+}
+
+/// How much of what the cores can do was used; nulls for runs too short to tell.
+nlohmann::json speed_report(const Communicator& world, const TrainOptions& options, const Sequential& model,
+                            const Kernels& kernels, Clock& clock, const Timing& timing) {
+  constexpr double kLongEnough = 1;  // seconds
+  nlohmann::json report = {{"flops_per_sample", model.flops_per_sample()},
+                           {"flops_per_second", nullptr},
+                           {"matrix_peak_flops_per_second", nullptr},
+                           {"share_of_matrix_peak", nullptr}};
+  if (timing.counted_seconds < kLongEnough) return report;
+  const double achieved = timing.samples_per_second * static_cast<double>(model.flops_per_sample());
+  const double peak = matrix_peak(kernels, clock);  // of one thread
+  report["flops_per_second"] = achieved;
+  report["matrix_peak_flops_per_second"] = peak;
+  report["share_of_matrix_peak"] = achieved / (peak * world.size() * options.threads);
+  return report;
 }
 
 ExitCode train(const Communicator& world, const TrainOptions& options, Machine& machine, DataLoad& load) {
@@ -362,8 +381,8 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   }
   const std::int64_t counted = session.global_step() - first_step - 1;
   if (counted > 0) {
-    timing.samples_per_second = static_cast<double>(counted * batch.global_batch) /
-                                std::max((machine.clock->now() - after_first).count(), 1e-9);
+    timing.counted_seconds = std::max((machine.clock->now() - after_first).count(), 1e-9);
+    timing.samples_per_second = static_cast<double>(counted * batch.global_batch) / timing.counted_seconds;
   }
   session.close();
 
@@ -386,8 +405,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     const double seconds = (machine.clock->now() - machine.started).count();
     log.info(fmt::format("parameters {}", state.parameters_digest().hex()));
     if (options.report.empty()) return;
-    const nlohmann::json report =
+    nlohmann::json report =
         make_report(session, options, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
+    report.update(speed_report(comm, options, model, *kernels, *machine.clock, timing));
     write_text(options.report, report.dump(2) + "\n", *machine.files);
   });
   if (session.stopped_early()) log.info("stopped early: launch again with the same checkpoint_dir to go on");

@@ -26,6 +26,10 @@ class Report(EndToEnd):
         self.assertRegex(report["parameters_digest"], "^[0-9a-f]{32}$")
         self.assertTrue(0 < report["first_step_seconds"] < report["seconds"])
         self.assertGreater(report["samples_per_second"], 0)
+        # 144-32-5: two passes over the first layer's weights, three over the second's.
+        self.assertEqual(report["flops_per_sample"], 2 * (2 * 144 * 32 + 3 * 32 * 5))
+        for key in ("flops_per_second", "matrix_peak_flops_per_second", "share_of_matrix_peak"):
+            self.assertTrue(report[key] is None or report[key] > 0, key)
         lines = log.read_text().splitlines()
         for words in ("2 ranks", "micro-batches of 30", "kernels", "saved checkpoint ckpt-00000040.h5",
                       "stopped after step 40", report["parameters_digest"]):

@@ -231,6 +231,7 @@ class ListeningContext final : public StepContext {
   void say_not_finite() override { real_.say_not_finite(); }
   void reduce_micro_batches() override { real_.reduce_micro_batches(); }
   ElementRange slice() const override { return real_.slice(); }
+  ElementRange buffer_slice() const override { return real_.buffer_slice(); }
   bool shares_parameters() const override { return real_.shares_parameters(); }
   std::span<const float> sum() const override { return real_.sum(); }
   void finish() override { real_.finish(); }

@@ -85,7 +85,8 @@ TEST_CASE(
       CHECK(there == pages.size());
     } else {
       CHECK(there + 2 >= own);
-      CHECK(there <= own + 2);
+      // A window of one rank comes from the heap, where some of the pages may have been in use before.
+      CHECK(there <= own + (pages.size() - own) / 4);
     }
     world.barrier("all to have looked");
   }

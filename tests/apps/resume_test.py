@@ -61,6 +61,24 @@ class Resume(EndToEnd):
             self.assertIn("lost: it was running", shown.out)
         self.finish(3, directory)
 
+    # TF: MaxToKeep.testSharded
+    def test_the_newest_stay_where_ranks_share_out_the_state(self):
+        """Disk and state file agree, also when the next launch has other shards and keeps fewer."""
+        directory = self.folder / "run"
+        changes = {"checkpoint_dir": directory, "optimizer": "momentum", "save_checkpoint_steps": 5, "shard_optimizer": 1}
+        for ranks, per_node, last_step, keep, kept in ((3, 1, 20, 3, (10, 15, 20)), (4, 2, 30, 2, (25, 30))):
+            self.train(ranks, ranks_per_node=per_node, last_step=last_step, max_to_keep=keep, **changes)
+            names = [f"ckpt-{step:08d}.h5" for step in kept]
+            self.assertEqual(harness.checkpoints(directory), names)
+            state = harness.read_json(directory / "checkpoint.json")
+            self.assertEqual([checkpoint["file"] for checkpoint in state["checkpoints"]], names)
+            others = {path.name for path in directory.iterdir()} - set(names)
+            self.assertEqual({name for name in others if not name.startswith("events.")},
+                             {"checkpoint.json", "status.json"})
+            for name in names:
+                shown = harness.execute(harness.INSPECT, "--verify", directory / name)
+                self.assertEqual(shown.code, 0, str(shown))
+
     def test_killed_at_the_very_start(self):
         """Before, while and after the first save: the next launch begins or goes on, but never fails."""
         directory = self.folder / "run"

@@ -342,8 +342,8 @@ std::string CanonicalReducer::describe() const {
     } else {
       std::size_t largest = 0;
       for (const ElementRange& bucket : plan_.buckets) largest = std::max(largest, bucket.size());
-      way += fmt::format(" in {} buckets of up to {} KiB", plan_.buckets.size(),
-                         (largest * sizeof(float) + 1023) / 1024);
+      way += fmt::format(" in {} bucket{} of up to {} KiB", plan_.buckets.size(),
+                         plan_.buckets.size() == 1 ? "" : "s", (largest * sizeof(float) + 1023) / 1024);
     }
     if (!plan_.residual.empty()) way += ", rounded to bf16";
     if (plan_.shard) way += ", each rank its shard";

@@ -185,7 +185,10 @@ TEST_CASE("memory of attention grows linearly with the number of positions") {
 
 TEST_CASE("the gradients of attention agree with differences, within a block and over several") {
   for (const auto& kernels : test::all_kernels()) {
-    for (const auto& [positions, features, heads] : {std::array{1, 3, 1}, {7, 12, 2}, {5, 30, 2}}) {
+    for (const auto& shape : {std::array{1, 3, 1}, {7, 12, 2}, {5, 30, 2}}) {
+      const int positions = shape[0];
+      const int features = shape[1];
+      const int heads = shape[2];
       CAPTURE(positions);
       const GradientReport report = check_gradients(std::make_unique<CausalAttention>(heads),
                                                     {positions, features}, *kernels, {.step = 1.0 / 64});

@@ -30,13 +30,14 @@ std::string lines_of(const SessionCreatorOptions& options) {
       "share_parameters = {}\nshard_optimizer = {}\nbucket_bytes = {}\ngradient_dtype = {}\nranks_per_node = "
       "{}\nmax_run_secs = {}\ntime_margin_secs = {}\nstop_on_save_failure = {}\nfresh = {}\n"
       "restore_from = {}\nsteal = {}\nallow_change = {}\nmax_to_keep = {}\n"
-      "keep_checkpoint_every_n_hours = {}\nbasename = {}\n{}",
+      "keep_checkpoint_every_n_hours = {}\nbasename = {}\nmax_recoveries = {}\n{}",
       options.checkpoint_dir.string(), options.summary_dir.string(), options.max_wait_secs,
       static_cast<int>(config.reduction), config.micro_batches, config.share_parameters,
       config.shard_optimizer, config.bucket_bytes, static_cast<int>(config.gradient_dtype),
       config.ranks_per_node, config.max_run_secs, config.time_margin_secs, config.stop_on_save_failure,
       config.fresh, config.restore_from, config.steal, fmt::join(config.allow_change, ", "),
-      saver.max_to_keep, saver.keep_checkpoint_every_n_hours, saver.basename, config.identity);
+      saver.max_to_keep, saver.keep_checkpoint_every_n_hours, saver.basename, config.max_recoveries,
+      config.identity);
 }
 
 }  // namespace

@@ -595,6 +595,8 @@ inline void check_differences_at_start(const Communicator& world) {
        [](Rank&, auto& options) { options.config.ranks_per_node = 1; }},
       {"options: rank 0 has 'micro_batches = 0', rank {} has 'micro_batches = 3'",
        [](Rank&, auto& options) { options.config.micro_batches = 3; }},
+      {"options: rank 0 has 'max_recoveries = 10', rank {} has 'max_recoveries = 3'",
+       [](Rank&, auto& options) { options.config.max_recoveries = 3; }},
       {"options: rank 0 has nothing more, rank {} has 'version 2'",
        [](Rank&, auto& options) { options.config.identity = "version 2"; }},
       {"UsageError: rank {}: a hook is null", [](Rank&, auto& options) { options.hooks = {nullptr}; }},

@@ -72,7 +72,7 @@ class Supervisor(EndToEnd):
     def test_a_launcher_that_stays_behind_alone(self):
         """As Open MPI's may, when a rank dies while it makes itself known."""
         launcher = self.folder / "mpirun"
-        launcher.write_text('#!/bin/bash\ncd "$(dirname "$0")"\n[[ ! -e again ]] || exit 78\ntouch again\nsleep 0.5\n'
+        launcher.write_text('#!/bin/bash\ncd "$(dirname "$0")"\n[[ ! -e again ]] || exit 78\ntouch again\nsleep 5\n'
                             'exec 3<> fifo\nread -r -u 3\n')
         launcher.chmod(0o755)
         os.mkfifo(self.folder / "fifo")

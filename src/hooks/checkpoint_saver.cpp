@@ -10,6 +10,13 @@ namespace lockstep {
 CheckpointSaverHook::CheckpointSaverHook(Options options)
     : options_(std::move(options)), timer_(options_.save_secs, options_.save_steps) {}
 
+std::string CheckpointSaverHook::describe() const {
+  std::string text = "checkpoint_saver " + timer_.describe();
+  if (!options_.metric.empty()) text += ", with " + options_.metric;
+  if (options_.stop_on_failure) text += ", stops when a save fails";
+  return text;
+}
+
 void CheckpointSaverHook::attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step) {
   saver_ = std::move(saver);
   saved_step_ = restored_step;

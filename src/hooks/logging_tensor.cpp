@@ -1,6 +1,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/hooks/logging_tensor.hpp>
@@ -19,8 +20,9 @@ LoggingTensorHook::LoggingTensorHook(Options options) : options_(std::move(optio
 }
 
 std::string LoggingTensorHook::describe() const {
-  return fmt::format("logging_tensor{}{}", timer_ ? " " + timer_->describe() : "",
-                     options_.at_end ? " at end" : "");
+  return fmt::format("logging_tensor{}{}{}", options_.values.empty() ? "" : " of ",
+                     fmt::join(options_.values, ", "), timer_ ? " " + timer_->describe() : "") +
+         (options_.at_end ? " at end" : "");
 }
 
 void LoggingTensorHook::begin(RunContext& context) {

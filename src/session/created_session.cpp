@@ -175,7 +175,9 @@ void CreatedSession::agree_to_close() {
     if (tally_.anyone_says(Says::error)) agree_on_failure();
     if (!tally_.anyone_says(Says::end_of_input)) break;
     // That rank will close next, too.
-    ground_.comm.broadcast_text("", tally_.first_rank(Says::end_of_input));
+    const int who = tally_.first_rank(Says::end_of_input);
+    const Ended ended{false, ground_.comm.broadcast_text("", who), who};
+    if (owner_ != nullptr) owner_->hear_end(ended);
   }
   if (!tally_.agrees()) fail_in_disagreement();
 }

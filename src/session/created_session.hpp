@@ -52,6 +52,9 @@ class CreatedSession final : public RawSession, public StepContext {
     virtual void speak_between(Tally& ballot) = 0;
     virtual void hear_between(const Ended& ended, const Tally& tally) = 0;
 
+    /// Some rank's input ended after its step had reduced; heard by ranks that close. The same on all.
+    virtual void hear_end(const Ended& ended) = 0;
+
     /// A thread of this rank that was lost. A step that fails then fails for that, whatever it threw.
     virtual Failure lost_thread() const = 0;
   };

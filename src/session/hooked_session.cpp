@@ -48,7 +48,8 @@ class HookedSession::StepFn final : public StepFnContext {
   HookedSession& hooked_;
 };
 
-HookedSession::HookedSession(SessionGround& ground, Hooks hooks, Hooks chief_only_hooks) : ground_(ground) {
+HookedSession::HookedSession(SessionGround& ground, Hooks hooks, Hooks chief_only_hooks, bool recovers)
+    : ground_(ground), recovers_(recovers) {
   if (ground.comm.is_chief()) hooks_ = std::move(chief_only_hooks);
   chief_only_count_ = hooks_.size();
   hooks_.insert(hooks_.end(), hooks.begin(), hooks.end());
@@ -204,7 +205,7 @@ void HookedSession::call(SessionRunHook& hook, Work&& work) {
   hook_ = nullptr;
 }
 
-/// All ranks are here, after a tally without errors: what they asked for in `gather` can be sent.
+/// All ranks are here, after a tally without errors or ends: what they asked for in `gather` can be sent.
 void HookedSession::deliver_gathered(Failure& failure) {
   if (gathers_.empty()) return;
   for (const auto& [text, deliver] : std::exchange(gathers_, {})) {
@@ -215,6 +216,14 @@ void HookedSession::deliver_gathered(Failure& failure) {
       if (!failure) failure = current_failure("what a hook gathered", global_step());
     }
   }
+}
+
+/// A rank whose input ended in `after_run` did not call the hooks behind, so others may have asked for more.
+void HookedSession::drop_partly_gathered() {
+  const std::vector<std::size_t> asked = ground_.comm.all_gather(gathers_.size());
+  if (std::ranges::count(asked, asked.front()) == std::ssize(asked)) return;
+  ground_.log.warn("what hooks gathered in the last step is left out: on some rank the input ended before");
+  gathers_.clear();
 }
 
 /// Slots or residuals lie on several nodes.
@@ -247,7 +256,7 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
   hook_ = nullptr;
   phase_ = "the program";
   const CreatedSession::Ended ended = session.complete_step(values, true);
-  if (!ended.ran) heed_end(ended);
+  if (!ended.ran) hear_end(ended);
   heed(session.tally());
   heard_between_ = false;
   Failure failure = session.late_failure();
@@ -270,6 +279,8 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
     hook_ = nullptr;
     phase_ = "the program";
   }
+  // All ranks leave the step here: what else one of them threw says less.
+  if (lost_a_thread()) throw AgreedFailure(*thread_failure_);
   if (failure) session.tell_late(failure);
   if (end) tell_late_end(*end);
   return ended.ran ? values : StepValues();
@@ -295,6 +306,9 @@ void HookedSession::run_step_fn(const std::function<void(StepFnContext&)>& step_
   if (context.lost) std::rethrow_exception(context.lost);
   if (context.failed) throw AgreedFailure(*context.failed);
   if (session.take_news()) end.reset();
+  // Heard of in a step without hooks, after which ranks may do different things: whose thread it was tells
+  // it.
+  if (lost_a_thread()) session.tell_late(lost_thread());
   if (failure) session.tell_late(failure);
   // Whoever heard the stop from a step with hooks runs no other.
   if (end && (!stopping_ || heard_between_ || context.asked)) tell_late_end(*end);
@@ -336,28 +350,33 @@ void HookedSession::speak_between(Tally& ballot) {
 
 /// What the step function still does, it does.
 void HookedSession::hear_between(const CreatedSession::Ended& ended, const Tally& tally) {
-  if (!ended.ran) heed_end(ended);
+  if (!ended.ran) hear_end(ended);
   heed_stops(tally);
   heard_between_ = stopping_;
 }
 
 /// The others are in a step, or close; what they do with its tally is done here, too.
 void HookedSession::tell_late_end(std::string reason) {
-  heed_end(session_->tell_late_end(std::move(reason)));
+  hear_end(session_->tell_late_end(std::move(reason)));
   heed(session_->tally());
 }
 
-void HookedSession::heed_end(const CreatedSession::Ended& ended) {
+/// Wins over every other cause. Whoever ended late may have missed what stopped the others in the same step,
+/// and ranks that have different causes would end in different ways.
+void HookedSession::hear_end(const CreatedSession::Ended& ended) {
   const bool alone = ended.rank != StopCause::kAll;
-  set_stopping({.reason = fmt::format("{} on {}", ended.reason,
-                                      alone ? fmt::format("rank {}", ended.rank) : std::string("all ranks")),
-                .by = "the step",
-                .rank = ended.rank,
-                .step = global_step(),
-                .early = false});
+  stopping_ = true;
+  cause_ = {.reason = fmt::format("{} on {}", ended.reason,
+                                  alone ? fmt::format("rank {}", ended.rank) : std::string("all ranks")),
+            .by = "the step",
+            .rank = ended.rank,
+            .step = global_step(),
+            .early = false};
 }
 
 void HookedSession::heed(const Tally& tally) {
+  // Ranks that close hear nothing before all do.
+  if (tally.anyone_says(Says::closing)) return;
   for (std::size_t i = 0; i < timers_.size(); ++i) timers_[i]->agree(tally.timer(static_cast<int>(i)));
   for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
     chief_timers_[i]->agree(tally.timer(kMaxTimers - 1 - static_cast<int>(i)));
@@ -416,8 +435,8 @@ Failure HookedSession::thread_failure_here() const {
   }
 }
 
-std::optional<AgreedFailure> HookedSession::take_thread_failure() {
-  return std::exchange(thread_failure_, std::nullopt);
+bool HookedSession::lost_a_thread() const {
+  return recovers_ && thread_failure_ && thread_failure_->recoverable;
 }
 
 void HookedSession::raise_thread_failure() {
@@ -445,6 +464,14 @@ void HookedSession::request_stop(std::string_view reason) {
 }
 
 void HookedSession::request_stop_all(std::string_view reason) {
+  const bool is_chief_only =
+      std::ranges::any_of(hooks_.begin(), hooks_.begin() + static_cast<std::ptrdiff_t>(chief_only_count_),
+                          [&](const std::shared_ptr<SessionRunHook>& hook) { return hook.get() == hook_; });
+  if (is_chief_only) {
+    throw UsageError(fmt::format(
+        "'{}' is a hook of the chief alone and says that all ranks stop, who do not know; use request_stop",
+        hook_->name()));
+  }
   set_stopping({.reason = std::string(reason),
                 .by = std::string(hook_ != nullptr ? hook_->name() : phase_),
                 .rank = StopCause::kAll,
@@ -481,6 +508,15 @@ void HookedSession::stop_for_error(const AgreedFailure& failure) {
   }
 }
 
+void HookedSession::stop_for_loss(const std::exception& error) {
+  stopping_ = true;
+  cause_ = {.reason = error.what(),
+            .by = "a wait for other ranks",
+            .rank = StopCause::kAll,
+            .step = global_step(),
+            .early = false};
+}
+
 void HookedSession::forget_stop() {
   stopping_ = false;
   cause_ = {};
@@ -499,6 +535,7 @@ Failure HookedSession::end(Seconds grace) {
     }
     hook_ = nullptr;
   };
+  drop_partly_gathered();
   deliver_gathered(failure);
   if (saver_) gather_parts();
   phase_ = "end";
@@ -508,11 +545,14 @@ Failure HookedSession::end(Seconds grace) {
   const bool saves = saver_ && ground_.comm.is_chief();
   const Digest before = saves ? content_digest(ground_.state.entries()) : Digest{};
   const Seconds deadline = ground_.config.clock->now() + grace;
+  // A save on a slow disk may have taken the chief longer than any step.
+  const double limit = ground_.comm.policy().limit.count();
+  const Communicator waiting = patient(ground_.comm, limit == 0 ? 0 : limit + grace.count());
   for (std::size_t i = 0; i < hooks_.size(); ++i) {
     if (hooks_[i]->looks_last()) continue;
     std::uint8_t in_time = !early || ground_.config.clock->now() < deadline ? 1 : 0;
     // The chief's clock decides.
-    if (early && i >= chief_only_count_) ground_.comm.broadcast_values(std::span(&in_time, 1));
+    if (early && i >= chief_only_count_) waiting.broadcast_values(std::span(&in_time, 1));
     hook_ = hooks_[i].get();
     if (in_time != 0) {
       guarded([&] { hooks_[i]->end(*this); });

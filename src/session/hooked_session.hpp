@@ -26,7 +26,9 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
  public:
   using Hooks = std::vector<std::shared_ptr<SessionRunHook>>;
 
-  HookedSession(SessionGround& ground, Hooks hooks, Hooks chief_only_hooks);
+  /// `recovers`: a thread that was lost makes the call fail in which all ranks hear of it; else it only
+  /// stops the session.
+  HookedSession(SessionGround& ground, Hooks hooks, Hooks chief_only_hooks, bool recovers);
 
   /// What all ranks must agree on. Throws UsageError for hooks that make no sense. Local.
   std::string describe() const;
@@ -60,11 +62,11 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   void set_stopping(StopCause cause);
   void stop_for_error(const AgreedFailure& failure);
 
+  /// A rank is missing. Local.
+  void stop_for_loss(const std::exception& error);
+
   /// A session that is made anew runs again.
   void forget_stop();
-
-  /// A thread of some rank failed, and the step in which all heard of it was completed.
-  std::optional<AgreedFailure> take_thread_failure();
 
   /// Throws AgreedFailure if a thread of this rank or another one has failed, by the tally of the close.
   void raise_thread_failure();
@@ -96,6 +98,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   void speak(Tally& ballot) override;
   void speak_between(Tally& ballot) override;
   void hear_between(const CreatedSession::Ended& ended, const Tally& tally) override;
+  void hear_end(const CreatedSession::Ended& ended) override;
   Failure lost_thread() const override;
 
  private:
@@ -107,20 +110,22 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   void open_summaries();
   void heed(const Tally& tally);
   void heed_stops(const Tally& tally);
+  void drop_partly_gathered();
   void deliver_gathered(Failure& failure);
   bool state_in_parts() const;
   void gather_parts();
   template <class Work>
   void call(SessionRunHook& hook, Work&& work);
-  void heed_end(const CreatedSession::Ended& ended);
   void tell_late_end(std::string reason);
   std::string phase() const;
   Failure thread_failure_here() const;
+  bool lost_a_thread() const;
 
   SessionGround& ground_;
   Hooks hooks_;
   std::vector<SessionRunHook*> after_run_order_;  ///< the same, those that look last behind the others
   std::size_t chief_only_count_ = 0;
+  bool recovers_;
   std::size_t begun_ = 0;  ///< hooks whose `begin` has returned
   std::shared_ptr<CheckpointSaverHook> saver_;
   std::vector<SecondOrStepTimer*> timers_;
@@ -142,7 +147,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   std::optional<TimeLimit> time_limit_;  ///< chief only
   bool wants_save_ = false;
   std::vector<std::pair<std::string, Deliver>> gathers_;  ///< asked for by hooks, not yet sent
-  std::optional<AgreedFailure> thread_failure_;
+  std::optional<AgreedFailure> thread_failure_;           ///< of any rank, since all heard of it
 
   bool stopping_ = false;
   bool heard_between_ = false;  ///< the stop was heard in a step without hooks of the step function under way

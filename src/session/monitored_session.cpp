@@ -7,13 +7,22 @@
 #include "recoverable_session.hpp"
 
 namespace lockstep {
+namespace {
+
+std::shared_ptr<SessionCreator> require(std::shared_ptr<SessionCreator> creator) {
+  if (!creator) throw UsageError("the session creator is null; see make_session_creator");
+  return creator;
+}
+
+}  // namespace
 
 MonitoredSession::MonitoredSession(std::shared_ptr<SessionCreator> creator, MonitoredSessionOptions options)
     : MonitoredSession(std::move(creator), std::move(options), true) {}
 
 MonitoredSession::MonitoredSession(std::shared_ptr<SessionCreator> creator, MonitoredSessionOptions options,
                                    bool recovers)
-    : session_(std::make_unique<RecoverableSession>(std::move(creator), std::move(options), recovers)) {}
+    : session_(
+          std::make_unique<RecoverableSession>(require(std::move(creator)), std::move(options), recovers)) {}
 
 MonitoredSession::~MonitoredSession() {
   if (session_->closed()) return;

@@ -41,7 +41,7 @@ RecoverableSession::RecoverableSession(std::shared_ptr<SessionCreator> creator,
       ground_(creator_->ground()),
       recovers_(recovers),
       grace_(options.stop_grace_period_secs),
-      hooked_(ground_, options.hooks, options.chief_only_hooks) {
+      hooked_(ground_, options.hooks, options.chief_only_hooks, recovers) {
   ground_.meet();
   std::string hooks;
   try {
@@ -151,11 +151,10 @@ StepValues RecoverableSession::run(const RawSession::Step& step, const Feeds& fe
   try {
     again_while_aborted([&] { values = hooked_.run(step, feeds); });
     recoveries_ = 0;
-    heed_threads();
   } catch (const AgreedFailure& failure) {
     fail(failure);
-  } catch (...) {
-    closed_ = true;
+  } catch (const std::exception& error) {
+    lose(error);
     throw;
   }
   return values;
@@ -166,24 +165,12 @@ void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& 
   try {
     again_while_aborted([&] { hooked_.run_step_fn(step_fn); });
     recoveries_ = 0;
-    heed_threads();
   } catch (const AgreedFailure& failure) {
     fail(failure);
-  } catch (...) {
-    closed_ = true;
+  } catch (const std::exception& error) {
+    lose(error);
     throw;
   }
-}
-
-/// The step in which all heard of a thread's failure is complete. If that can be recovered from, the session
-/// goes on from the newest checkpoint; else it stops, and the failure is thrown by close.
-void RecoverableSession::heed_threads() {
-  const auto failure = hooked_.take_thread_failure();
-  if (!failure || !recovers_ || !failure->recoverable) return;
-  gave_up_ = recoveries_ >= ground_.config.max_recoveries;
-  if (gave_up_) return;
-  recover(*failure);
-  again_while_aborted([] {});
 }
 
 void RecoverableSession::close() {
@@ -200,22 +187,21 @@ void RecoverableSession::close() {
     bool ended = false;
     try {
       session_->created().agree_to_close();
-      const bool forgives = recovers_ && !gave_up_;
       try {
         hooked_.raise_thread_failure();
       } catch (const AgreedFailure& lost) {
-        if (!forgives || !lost.recoverable) throw;
+        if (!recovers_ || !lost.recoverable) throw;
         ground_.log.warn(fmt::format("{}; no step needs it any more", describe(lost)));
       }
       closed_ = ended = true;
-      session_->end(forgives);
+      session_->end(recovers_);
     } catch (const AgreedFailure& failure) {
       if (!ended) fail(failure);
       ground_.log.warn(describe(failure));
       report_failure(failure);
     }
-  } catch (const DeadlineExceeded&) {
-    closed_ = true;
+  } catch (const DeadlineExceeded& missing) {
+    if (!closed_) lose(missing);
     throw;
   }
   const StopCause& cause = hooked_.cause();
@@ -238,6 +224,13 @@ void RecoverableSession::fail(const AgreedFailure& failure) {
   }
   if (!failure.phase.empty()) ground_.log.warn(describe(failure));
   report_failure(failure);
+}
+
+/// A rank is missing, so nothing can be agreed any more: each rank ends by itself.
+void RecoverableSession::lose(const std::exception& error) {
+  closed_ = true;
+  hooked_.stop_for_loss(error);
+  hooked_.tell_error(error);
 }
 
 void RecoverableSession::report_failure(const AgreedFailure& failure) {

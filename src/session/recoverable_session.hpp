@@ -43,8 +43,8 @@ class RecoverableSession {
   void require_running(const char* what) const;
   template <class Work>
   void again_while_aborted(Work&& work);
-  void heed_threads();
   [[noreturn]] void fail(const AgreedFailure& failure);
+  void lose(const std::exception& error);
   [[noreturn]] void report_failure(const AgreedFailure& failure);
   void release_directory();
 
@@ -56,7 +56,6 @@ class RecoverableSession {
   std::unique_ptr<CoordinatedSession> session_;
   std::string restored_from_;  ///< at the first creation
   int recoveries_ = 0;         ///< since the last step that was completed
-  bool gave_up_ = false;       ///< a thread was lost once too often
   bool reported_ = false;
   bool closed_ = false;
 };

@@ -59,6 +59,8 @@ std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again)
   SessionConfig& config = ground.config;
   const Scaffold& scaffold = ground.options.scaffold;
   std::optional<SharedArenas> shared = shared_arenas(ground);
+  // A checkpoint need not have what hooks keep, and then they start as they did.
+  if (again) ground.state.clear_kept();
   const auto on_chief = [&](std::string_view phase, const std::function<void(State&)>& work) {
     ground.on_chief("the chief to initialize", phase, [&] { work(ground.state); });
   };
@@ -135,7 +137,9 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
     check(ground.options);
     ground.options.scaffold.finalize();
   });
-  if (!ground.topology) ground.topology.emplace(ground.comm, ground.config.ranks_per_node);
+  ground.together("", [&] {
+    if (!ground.topology) ground.topology.emplace(ground.comm, ground.config.ranks_per_node);
+  });
   if (!ground.owns_directory && !ground.options.checkpoint_dir.empty()) {
     ground.on_chief("the chief to open the checkpoint directory", "", [&] {
       ground.directory =
@@ -143,13 +147,17 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
     });
     ground.owns_directory = true;
   }
-  if (!ground.state.frozen()) freeze(ground);
-  if (rounds_gradients(ground) && ground.state.kept_arenas().empty()) {
-    throw UsageError("bf16 gradients need a state that the session freezes itself; leave that to it");
-  }
+  // Memory may be short on one rank alone.
+  ground.together("", [&] {
+    if (!ground.state.frozen()) freeze(ground);
+    if (rounds_gradients(ground) && ground.state.kept_arenas().empty()) {
+      throw UsageError("bf16 gradients need a state that the session freezes itself; leave that to it");
+    }
+  });
   if (!created_) compare_entries(ground);
   const bool again = std::exchange(created_, true);
-  auto session = std::make_unique<CreatedSession>(ground);
+  std::unique_ptr<CreatedSession> session;
+  ground.together("", [&] { session = std::make_unique<CreatedSession>(ground); });
   session->set_restored(restore_or_initialize(ground, again));
   const Scaffold& scaffold = ground.options.scaffold;
   ground.together("ready_for_local_init",

@@ -30,17 +30,29 @@ std::string lines_of(const SessionCreatorOptions& options) {
       "share_parameters = {}\nshard_optimizer = {}\nbucket_bytes = {}\ngradient_dtype = {}\nranks_per_node = "
       "{}\nmax_run_secs = {}\ntime_margin_secs = {}\nstop_on_save_failure = {}\nfresh = {}\n"
       "restore_from = {}\nsteal = {}\nallow_change = {}\nmax_to_keep = {}\n"
-      "keep_checkpoint_every_n_hours = {}\nbasename = {}\nmax_recoveries = {}\n{}",
+      "keep_checkpoint_every_n_hours = {}\nkeep_best = {}\nverify_after_write = {}\nbasename = "
+      "{}\nmax_recoveries = {}\n{}",
       options.checkpoint_dir.string(), options.summary_dir.string(), options.max_wait_secs,
       static_cast<int>(config.reduction), config.micro_batches, config.share_parameters,
       config.shard_optimizer, config.bucket_bytes, static_cast<int>(config.gradient_dtype),
       config.ranks_per_node, config.max_run_secs, config.time_margin_secs, config.stop_on_save_failure,
       config.fresh, config.restore_from, config.steal, fmt::join(config.allow_change, ", "),
-      saver.max_to_keep, saver.keep_checkpoint_every_n_hours, saver.basename, config.max_recoveries,
-      config.identity);
+      saver.max_to_keep, saver.keep_checkpoint_every_n_hours,
+      saver.keep_best ? fmt::format("{}:{}:{}", saver.keep_best->metric, saver.keep_best->count,
+                                    saver.keep_best->highest ? "max" : "min")
+                      : std::string(),
+      saver.verify_after_write, saver.basename, config.max_recoveries, config.identity);
 }
 
 }  // namespace
+
+/// Waits of a program that gave its communicator no log are told where the session speaks.
+Communicator speaking(Communicator comm, const Log& log) {
+  if (comm.policy().log) return comm;
+  WaitPolicy policy = comm.policy();
+  policy.log = log;
+  return comm.with_policy(std::move(policy));
+}
 
 Communicator patient(const Communicator& comm, double seconds) {
   WaitPolicy policy = comm.policy();
@@ -49,7 +61,7 @@ Communicator patient(const Communicator& comm, double seconds) {
 }
 
 SessionGround::SessionGround(Communicator communicator, State& its_state, SessionCreatorOptions its_options)
-    : comm(std::move(communicator)),
+    : comm(speaking(std::move(communicator), its_options.config.log)),
       start(patient(comm, its_options.max_wait_secs)),
       state(its_state),
       options(std::move(its_options)),

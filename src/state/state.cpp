@@ -282,6 +282,10 @@ std::span<double> State::keep(const std::string& name, std::size_t count) {
   return kept[name] = std::vector<double>(count);
 }
 
+void State::clear_kept() noexcept {
+  for (auto& [name, values] : impl_->kept) std::ranges::fill(values, 0.0);
+}
+
 void State::keep_arenas(const std::string& name, int nodes) {
   impl_->check_open(name);
   check_name(name);

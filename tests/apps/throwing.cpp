@@ -113,7 +113,8 @@ int main(int argc, char** argv) {
     try {
       return train(world, trouble, argv[3]);
     } catch (const std::exception&) {
-      // The chief has something to bring to an end, longer than ranks wait for those that know of nothing.
+      // The chief has something to bring to an end, longer than ranks wait for those that know of nothing: so
+      // it sleeps, since the others must be seen to wait.
       if (trouble.phase == "slow chief" && world.is_chief())
         lockstep::SystemClock().sleep(lockstep::Seconds{4});
       throw;

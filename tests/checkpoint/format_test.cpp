@@ -72,6 +72,12 @@ TEST_CASE("only the canonical name of a checkpoint is taken for one") {
     CHECK(parse_file_name("ckpt", to_file_name("ckpt", name)) == name);
     CHECK(parse_file_name("a-1", to_file_name("a-1", name)) == name);
   }
+  // Not even one whose base name is that of the state file collides with it.
+  for (const char* basename : {"checkpoint", "checkpoint.json"}) {
+    CHECK(to_file_name(basename, {0, 0}) != kStateFileName);
+    CHECK_FALSE(parse_file_name(basename, kStateFileName));
+    CHECK_FALSE(is_temporary_checkpoint(basename, ".checkpoint.json.tmp"));
+  }
   for (const char* wrong :
        {"ckpt-1200.h5", "ckpt-000001200.h5", "ckpt-00001200.h5.damaged-1", ".ckpt-00001200.h5.tmp.0",
         "ckpt-.h5", "ckpt-00001200-.h5", "ckpt-00001200-0.h5", "ckpt-00001200-01.h5", "ckpt-+0001200.h5",

@@ -123,9 +123,18 @@ TEST_CASE("the newest max_to_keep stay, the rest goes, across restarts and when 
     for (const auto& checkpoint : scan_checkpoints(*directory, "ckpt")) found.push_back(checkpoint.name.step);
     return found;
   };
+  const auto steps_of = [](const std::vector<CheckpointRecord>& records) {
+    std::vector<std::int64_t> found;
+    for (const auto& record : records) found.push_back(record.step);
+    return found;
+  };
   {
     Job job(directory, {.max_to_keep = 3});
-    for (int step = 0; step < 5; ++step) CHECK(job.save(step * 10).ok());
+    for (int step = 0; step < 5; ++step) {
+      CHECK(job.save(step * 10).ok());
+      CHECK(steps_of(job.saver().checkpoints()) == steps());
+      CHECK(steps_of(read_state_file(*directory).state->checkpoints) == steps());
+    }
     CHECK(steps() == std::vector<std::int64_t>{20, 30, 40});
   }
   directory->content("checkpoint.json").clear();

@@ -15,7 +15,8 @@
 #include "session_support.hpp"
 
 // What a session calls of MPI in a step, counted through MPI's profiling interface: the functions below take
-// the place of the library's. All that can send anything are here; what only looks (MPI_Test) is not.
+// the place of the library's: all that the library calls of those that send, and others that come to mind
+// first. What only looks (MPI_Test) is not here.
 
 namespace {
 

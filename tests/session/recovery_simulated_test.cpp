@@ -1,6 +1,6 @@
 #include <lockstep/mpi/simulated_world.hpp>
 
-#include "recovery_cases.hpp"
+#include "ending_cases.hpp"
 
 namespace lockstep {
 

@@ -4,8 +4,8 @@
 #include <lockstep/base/executor.hpp>
 #include <lockstep/session/looper_thread.hpp>
 
+#include "ending_cases.hpp"
 #include "mpi_ranks.hpp"
-#include "recovery_cases.hpp"
 
 namespace lockstep {
 

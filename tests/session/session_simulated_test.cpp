@@ -59,4 +59,48 @@ TEST_CASE("a rank that stays away is named while the others wait, and when max_w
   }
 }
 
+TEST_CASE("hooks hear on_error, not end, where a rank is lost in a step") {
+  for (int ranks = 2; ranks <= 4; ++ranks) {
+    for (int away = 0; away < ranks; ++away) {
+      for (const bool closes : {false, true}) {
+        CAPTURE(ranks);
+        CAPTURE(away);
+        CAPTURE(closes);
+        SimulatedWorld{ranks}.run([&](const Communicator& world) {
+          const auto clock = std::make_shared<FakeClock>();
+          const Communicator waiting(
+              std::make_shared<test::CountingTransport>(world, std::make_shared<test::Count>(), clock),
+              {.clock = clock, .log = Log(), .limit = Seconds{5}});
+          test::Rank rank(waiting);
+          auto options = rank.options();
+          const auto recorder = std::make_shared<test::Recorder>();
+          options.hooks = {recorder};
+          if (world.rank() == away) {
+            const auto error = test::thrown([&] {
+              MonitoredTrainingSession session(waiting, rank.state, options);
+              session.run(test::gradient_step);
+              throw DataError("away");
+            });
+            CHECK(error == "DataError: away");
+            return;
+          }
+          MonitoredTrainingSession session(waiting, rank.state, options);
+          session.run(test::gradient_step);
+          const auto error = test::thrown([&] {
+            if (closes) session.close();
+            session.run(test::gradient_step);
+          });
+          CHECK(error.starts_with("DeadlineExceeded: "));
+          CHECK(recorder->count("on_error") == 1);
+          CHECK("DeadlineExceeded: " + recorder->told == error);
+          CHECK(recorder->count("end") == 0);
+          CHECK(session.should_stop());
+          CHECK("DeadlineExceeded: " + session.stop_reason() == error);
+          CHECK(session.stop_cause().by == "a wait for other ranks");
+        });
+      }
+    }
+  }
+}
+
 }  // namespace lockstep

@@ -15,6 +15,7 @@ enum class LogLevel { info, warning, error };
 class Log {
  public:
   Log() = default;
+  explicit operator bool() const noexcept { return sink_ != nullptr; }  ///< false: silent
 
   void info(std::string_view message) const { write(LogLevel::info, message); }
   void warn(std::string_view message) const { write(LogLevel::warning, message); }

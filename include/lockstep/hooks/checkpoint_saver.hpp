@@ -53,7 +53,7 @@ class CheckpointSaverHook final : public SessionRunHook {
   void attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step);
 
   std::string_view name() const override { return "checkpoint_saver"; }
-  std::string describe() const override { return "checkpoint_saver " + timer_.describe(); }
+  std::string describe() const override;
   void begin(RunContext& context) override;
   void after_create_session(RunContext& context) override;
   void before_run(RunContext& context) override;

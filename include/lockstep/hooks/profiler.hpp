@@ -37,7 +37,9 @@ class ProfilerHook final : public SessionRunHook {
   explicit ProfilerHook(Options options);
 
   std::string_view name() const override { return "profiler"; }
-  std::string describe() const override { return "profiler " + timer_.describe(); }
+  std::string describe() const override {
+    return "profiler " + timer_.describe() + " into " + options_.output_dir.string();
+  }
   void begin(RunContext& context) override;
   void before_run(RunContext& context) override;
   void after_run(RunContext& context, const RunValues& values) override;

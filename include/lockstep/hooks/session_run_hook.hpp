@@ -50,7 +50,7 @@ class RunContext {
   virtual void request_stop(std::string_view reason) = 0;
 
   /// All ranks stop now, before another step. Logically collective: call it on every rank at the same step,
-  /// from values that all ranks share.
+  /// from values that all ranks share. Throws UsageError in a hook of the chief alone.
   virtual void request_stop_all(std::string_view reason) = 0;
   virtual bool stop_requested() const = 0;
 
@@ -64,9 +64,9 @@ class RunContext {
   virtual StepTrace& trace() = 0;
 
   /// Brings a text of every rank to the chief, where `deliver` gets them in the order of the ranks: once all
-  /// ranks have agreed how the next step, or the close, went; after an error never. Costs a message of its
-  /// own, so it is for what happens now and then. Logically collective: call it on every rank at the same
-  /// step, from values that all ranks share.
+  /// ranks have agreed how the next step, or the close, went; after an error never, nor after a step in which
+  /// some rank ended before it was asked. Costs a message of its own, so it is for what happens now and then.
+  /// Logically collective: call it on every rank at the same step, from values that all ranks share.
   using Deliver = std::function<void(const std::vector<std::string>& texts)>;
   virtual void gather(std::string text, Deliver deliver) = 0;
 

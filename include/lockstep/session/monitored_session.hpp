@@ -50,8 +50,11 @@ struct MonitoredSessionOptions {
 /// the newest checkpoint is restored (or the first values made), after_create_session is called, and the call
 /// is repeated from before_run. What came after the checkpoint is done again. So count steps by should_stop
 /// or global_step, not by calls. After SessionConfig::max_recoveries in a row without a completed step the
-/// error is thrown. A thread that was lost counts: with what its rank's step throws thereafter, or after the
-/// step in which all hear of it; in `close` it is only logged, since nothing needs it any more.
+/// error is thrown. A thread that was lost counts: the step in which all hear of it fails, whatever else was
+/// thrown in it; in `close` it is only logged, since nothing needs it any more.
+///
+/// Where a rank does not come within the limit of the communicator, the others throw DeadlineExceeded, each
+/// for itself and with its own text, after `on_error` of their hooks.
 class MonitoredSession {
  public:
   using Step = RawSession::Step;
@@ -116,9 +119,10 @@ class MonitoredSession {
   /// where a recovery failed and left none.
   Coordinator& coordinator();
 
-  std::int64_t global_step() const noexcept;        ///< Local; the same on all ranks between steps.
-  const StopCause& stop_cause() const noexcept;     ///< Local; the same on all ranks.
-  const std::string& stop_reason() const noexcept;  ///< Local; the same on all ranks; empty while running.
+  std::int64_t global_step() const noexcept;  ///< Local; the same on all ranks between steps.
+  /// Local; the same on all ranks, unless one is lost. Empty while running.
+  const StopCause& stop_cause() const noexcept;
+  const std::string& stop_reason() const noexcept;
   bool stopped_early() const noexcept;  ///< Local. By signal or time limit: launch again to go on.
   const std::string& restored_from() const noexcept;  ///< Local. Base name of a checkpoint, or empty.
   const Reducer& reducer() const;                     ///< Local; throws as `coordinator`.

@@ -46,6 +46,7 @@ class State {
   /// /session/hooks/NAME. A checkpoint need not have them, and may have others. Asked for again by the same
   /// name and count, also after `freeze`, gives the same memory; it lives as long as the State.
   std::span<double> keep(const std::string& name, std::size_t count);
+  void clear_kept() noexcept;  ///< zeros again, for a session that is made anew
 
   /// An arena of floats like the parameters for each of `nodes`, in which a node keeps what belongs to it and
   /// its ranks alone (the rounding errors of gradients). Saved under /session/hooks/NAME/NODE; a checkpoint

@@ -8,6 +8,7 @@
 #include <limits>
 #include <span>
 #include <stdexcept>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -16,9 +17,12 @@
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/status_file.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
+#include <lockstep/hooks/end_of_input.hpp>
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
+#include <lockstep/session/aborted_error.hpp>
+#include <lockstep/session/coordinator.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 
 #include "machine.hpp"
@@ -34,6 +38,7 @@ constexpr double kGrace = 5;
 constexpr double kTakeOver = 100;  // twice the 30 s without a heartbeat of another host, and some work
 constexpr double kNoticed = 0.5;   // a dead rank ends its neighbours within this
 constexpr double kForEver = 1e9;
+constexpr double kRunLimit = 3;  // seconds until the time limit, where it is to be met in some step
 constexpr int kMaxLaunches = 8;
 constexpr long kEndless = 300'000;  // turns
 
@@ -103,6 +108,52 @@ enum class Fault {
   time_limit,
 };
 
+/// What one rank does or meets of itself, and the others must learn.
+enum class Deed {
+  signal,         // it gets one
+  out_of_time,    // the chief finds the time limit near
+  save,           // it asks for a checkpoint
+  thread_ends,    // a thread of it has no more input
+  thread_aborts,  // was lost, and can be made anew
+  thread_fails,
+  ask,    // it asks to stop
+  end,    // its input ends
+  abort,  // AbortedError
+  fail,   // any other exception
+  leave,  // it closes the session
+};
+
+/// Where in a step.
+enum class Place { before_steps, without_hooks, before_run, in_step, reduced, after_run, after_steps, end };
+
+constexpr std::array<const char*, 11> kDeeds = {"gets a signal",
+                                                "is out of time",
+                                                "asks for a checkpoint",
+                                                "has a thread that ends",
+                                                "has lost a thread",
+                                                "has a thread that fails",
+                                                "asks to stop",
+                                                "has no more input",
+                                                "aborts",
+                                                "fails",
+                                                "leaves"};
+constexpr std::array<const char*, 8> kPlaces = {"before the steps",
+                                                "in the step without hooks",
+                                                "in before_run",
+                                                "in the step",
+                                                "in the step, after it reduced",
+                                                "in after_run",
+                                                "after the steps",
+                                                "in end"};
+
+struct Act {
+  Deed deed = Deed::signal;
+  Place place = Place::before_run;
+  int rank = 0;
+  std::int64_t step = 0;
+  bool done = false;
+};
+
 /// What is to go wrong in one launch. Drawn from the seed.
 struct Plan {
   int ranks = 1;
@@ -115,6 +166,13 @@ struct Plan {
   double seconds = 0;   // of a hang
   bool noticed = true;  // neighbours hear of a dead rank; else the limit of waits ends them
   bool deferred = false;
+
+  std::vector<Act> acts;            // many of them in one step
+  bool in_step_fn = false;          // steps are run by a step function,
+  int steps_without_hooks = 0;      // which runs one without hooks in each n-th step,
+  bool twice = false;               // and two with hooks
+  std::int64_t gather_every = 0;    // a hook gathers: in each n-th step; 0: none does
+  bool gathers_before_acts = true;  // the place of that hook
 };
 
 class Listener final : public Log::Sink {
@@ -149,7 +207,7 @@ class Watcher final : public SessionRunHook {
   void after_create_session(RunContext& context) override {
     if (!process_.alive) return;
     const std::int64_t step = context.global_step();
-    begun_.push_back(step);
+    if (!std::exchange(created_, true)) begun_.push_back(step);
     newest_step_ = std::max(newest_step_, step);
     check(context, "begins");
     if (step < machine_.acknowledged) {
@@ -162,6 +220,10 @@ class Watcher final : public SessionRunHook {
     newest_step_ = std::max(newest_step_, context.global_step());
     check(context, "has made a step");
   }
+  void end(RunContext&) override { ++ends; }
+  void on_error(RunContext&, const std::exception&) override { ++errors; }
+  int ends = 0;
+  int errors = 0;
 
  private:
   void check(RunContext& context, std::string_view what) {
@@ -178,6 +240,102 @@ class Watcher final : public SessionRunHook {
   const Expected& expected_;
   std::vector<std::int64_t>& begun_;
   std::int64_t& newest_step_;
+  bool created_ = false;
+};
+
+/// Sends messages of its own, as ProfilerHook does.
+class Gatherer final : public SessionRunHook {
+ public:
+  Gatherer(Machine& machine, std::int64_t every) : machine_(machine), every_(every) {}
+  std::string_view name() const override { return "gatherer"; }
+  void after_create_session(RunContext&) override { sent = delivered; }
+  void after_run(RunContext& context, const RunValues& values) override {
+    const std::int64_t step = values.global_step();
+    if (step % every_ != 0) return;
+    ++sent;
+    context.gather(fmt::format("{} {}", context.rank(), step), [this, step](const auto& texts) {
+      ++delivered;
+      for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+        if (texts[rank] == fmt::format("{} {}", rank, step)) continue;
+        machine_.broken(fmt::format("R7: gathered at step {}: '{}' of rank {}", step, texts[rank], rank));
+      }
+    });
+  }
+  int sent = 0;
+  int delivered = 0;  ///< on the chief
+
+ private:
+  Machine& machine_;
+  std::int64_t every_;
+};
+
+/// What one rank does of itself, at its time.
+class Doer final : public SessionRunHook {
+ public:
+  Doer(Machine& machine, Process& process, std::vector<Act>& acts)
+      : machine_(machine), process_(process), acts_(acts) {}
+  std::string_view name() const override { return "doer"; }
+  void before_run(RunContext& context) override { act(Place::before_run, context.global_step()); }
+  void after_run(RunContext&, const RunValues& values) override {
+    act(Place::after_run, values.global_step() - 1);
+  }
+  void end(RunContext& context) override { act(Place::end, context.global_step()); }
+
+  void use(MonitoredSession& session) { session_ = &session; }
+
+  /// Returns whether this rank leaves.
+  bool act(Place place, std::int64_t step, StepFnContext* step_fn = nullptr) {
+    for (Act& mine : acts_) {
+      if (mine.done || mine.rank != process_.rank || mine.place != place || mine.step != step) continue;
+      mine.done = true;
+      machine_.note(fmt::format("rank {} {} {} of step {}", mine.rank,
+                                kDeeds[static_cast<std::size_t>(mine.deed)],
+                                kPlaces[static_cast<std::size_t>(place)], step));
+      switch (mine.deed) {
+        case Deed::signal:
+          process_.signal = static_cast<int>(1 + machine_.draw.below(30));
+          break;
+        case Deed::out_of_time:
+          machine_.time += kRunLimit;
+          break;
+        case Deed::save:
+          session_->save_now();
+          break;
+        case Deed::thread_ends:
+          stop_by_thread(EndOfInput("the input of a thread ended"));
+          break;
+        case Deed::thread_aborts:
+          stop_by_thread(AbortedError("a thread was lost"));
+          break;
+        case Deed::thread_fails:
+          stop_by_thread(UserError("of a thread"));
+          break;
+        case Deed::ask:
+          if (step_fn != nullptr) step_fn->request_stop("it has seen enough");
+          session_->request_stop("it has seen enough");
+          break;
+        case Deed::end:
+          throw EndOfInput("no more input");
+        case Deed::abort:
+          throw AbortedError("lost for now");
+        case Deed::fail:
+          throw UserError("of the user");
+        case Deed::leave:
+          return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  template <class Thrown>
+  void stop_by_thread(const Thrown& thrown) {
+    session_->coordinator().request_stop(std::make_exception_ptr(thrown), "loader");
+  }
+  Machine& machine_;
+  Process& process_;
+  std::vector<Act>& acts_;
+  MonitoredSession* session_ = nullptr;
 };
 
 class Run {
@@ -252,10 +410,51 @@ class Run {
     // Nobody would notice a lone rank that stands still for ever.
     plan.seconds = plan.ranks == 1 || draw().chance(0.5) ? draw().uniform(0, 2) : kForEver;
     plan.noticed = draw().chance(0.8);
+    plan.in_step_fn = draw().chance(0.4);
+    if (draw().chance(0.4)) plan.gather_every = 1 + static_cast<std::int64_t>(draw().below(3));
+    plan.gathers_before_acts = draw().chance(0.5);
+    if (draw().chance(0.4)) draw_acts(plan);
     return plan;
   }
 
-  void launch(const Plan& plan) {
+  /// What several ranks do, most of it in the same step.
+  void draw_acts(Plan& plan) {
+    if (draw().chance(0.5)) plan.steps_without_hooks = 1 + static_cast<int>(draw().below(3));
+    plan.twice = draw().chance(0.3);
+    const auto count = 1 + draw().below(4);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      Act act;
+      act.deed = static_cast<Deed>(draw().below(static_cast<std::uint64_t>(Deed::leave) + 1));
+      act.place = static_cast<Place>(draw().below(static_cast<std::uint64_t>(Place::end) + 1));
+      act.rank = static_cast<int>(draw().below(static_cast<std::uint64_t>(plan.ranks)));
+      act.step = plan.at_step + (draw().chance(0.3) ? 1 : 0);
+      const bool throws = act.deed == Deed::end || act.deed == Deed::abort || act.deed == Deed::fail;
+      // An exception between steps is the program's own where no step function runs them.
+      const bool between = act.place == Place::before_steps || act.place == Place::after_steps;
+      if (between && throws && !plan.in_step_fn) act.place = Place::after_run;
+      if (act.deed == Deed::leave) {
+        // Rare: it ends the run.
+        if (draw().chance(0.8)) act.deed = Deed::end;
+        act.place = act.deed == Deed::leave && !plan.in_step_fn ? Place::before_steps : Place::after_run;
+        if (act.deed == Deed::leave && plan.in_step_fn) continue;
+      }
+      // Of the end of hooks only failures have a meaning.
+      if (act.place == Place::end && act.deed != Deed::fail) act.place = Place::after_run;
+      if (act.deed == Deed::out_of_time) act.rank = 0;
+      plan.acts.push_back(act);
+    }
+    // What throws leaves the place.
+    std::ranges::stable_sort(plan.acts, {}, &Act::deed);
+  }
+
+  bool did(const Plan& plan, Deed deed) const {
+    return std::ranges::any_of(plan.acts, [&](const Act& act) { return act.done && act.deed == deed; });
+  }
+  bool plans(const Plan& plan, Deed deed) const {
+    return std::ranges::any_of(plan.acts, [&](const Act& act) { return act.deed == deed; });
+  }
+
+  void launch(Plan plan) {
     machine_.note(fmt::format("---- launch {}: {} ranks on {}, fault {}, victim {}, turn {}, step {}",
                               outcome_.launches, plan.ranks, plan.host, static_cast<int>(plan.fault),
                               plan.victim, plan.at_turn, plan.at_step));
@@ -266,6 +465,7 @@ class Run {
     begun_.clear();
     newest_step_ = 0;
     ended_.assign(static_cast<std::size_t>(plan.ranks), -1);
+    causes_.assign(static_cast<std::size_t>(plan.ranks), "");
     for (int rank = 0; rank < plan.ranks; ++rank) {
       Process& process = machine_.start_process(plan.host, rank);
       process.skew = draw().uniform(-7200, 7200);
@@ -376,17 +576,19 @@ class Run {
     }
   }
 
-  MonitoredTrainingSessionOptions options(const Plan& plan, Process& process,
-                                          const std::shared_ptr<Listener>& listener) {
+  MonitoredTrainingSessionOptions options(const Plan& plan, Process& process, Model& model,
+                                          const std::shared_ptr<Listener>& listener,
+                                          std::vector<std::shared_ptr<SessionRunHook>> hooks) {
     MonitoredTrainingSessionOptions options;
     options.checkpoint_dir = "run";
-    options.scaffold.init_fn = [](State& fresh) {
+    options.scaffold.init_fn = [&model](State& fresh) {
       std::ranges::fill(fresh.parameters().first(kElements), 1.0F);
+      std::ranges::fill(model.counter, 0);
     };
     options.scaffold.saver.max_to_keep = max_to_keep_;
     options.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, kLastStep),
-                     std::make_shared<NanTensorHook>(),
-                     std::make_shared<Watcher>(machine_, process, expected_, begun_, newest_step_)};
+                     std::make_shared<NanTensorHook>()};
+    options.hooks.insert(options.hooks.end(), hooks.begin(), hooks.end());
     options.save_checkpoint_secs = 0.02;
     options.save_checkpoint_steps = every_;
     options.save_summaries_steps = std::nullopt;
@@ -397,7 +599,10 @@ class Run {
     SessionConfig& config = options.config;
     config.micro_batches = kMicroBatches;
     config.ranks_per_node = plan.ranks_per_node;
-    if (plan.fault == Fault::time_limit) config.max_run_secs = 0.003;
+    if (plan.fault == Fault::time_limit)
+      config.max_run_secs = 0.003;
+    else if (plans(plan, Deed::out_of_time))
+      config.max_run_secs = kRunLimit;
     config.files = make_files(process);
     config.clock = make_clock(process);
     config.executor = make_executor(process, plan.deferred);
@@ -408,7 +613,7 @@ class Run {
   }
 
   /// What a program does on one rank; see run_program.
-  void run_rank(const Plan& plan, const Communicator& world) {
+  void run_rank(Plan& plan, const Communicator& world) {
     Process& process = *processes_[static_cast<std::size_t>(world.rank())];
     const auto listener = std::make_shared<Listener>(machine_, process);
     const auto end = [&](ExitCode code) { process.die(static_cast<int>(code)); };
@@ -419,16 +624,62 @@ class Run {
       policy.log = Log(listener);
       const Communicator comm = world.with_policy(policy);
       Model model;
-      MonitoredTrainingSession session(comm, model.state, options(plan, process, listener));
+      const auto watcher = std::make_shared<Watcher>(machine_, process, expected_, begun_, newest_step_);
+      const auto doer = std::make_shared<Doer>(machine_, process, plan.acts);
+      const auto gatherer =
+          std::make_shared<Gatherer>(machine_, std::max<std::int64_t>(1, plan.gather_every));
+      std::vector<std::shared_ptr<SessionRunHook>> hooks = {watcher, doer};
+      if (plan.gather_every > 0) {
+        hooks.insert(plan.gathers_before_acts ? hooks.begin() + 1 : hooks.end(), gatherer);
+      }
+      MonitoredTrainingSession session(comm, model.state, options(plan, process, model, listener, hooks));
+      doer->use(session);
+      const RawSession::Step step = [&](StepContext& context) {
+        const bool mine = plan.victim == world.rank() && context.number() == plan.at_step;
+        if (mine && plan.fault == Fault::exception) throw UserError("of the user");
+        doer->act(Place::in_step, context.number());
+        StepValues values = model.step(context, mine && plan.fault == Fault::not_finite);
+        doer->act(Place::reduced, context.number());
+        return values;
+      };
+      const auto step_fn = [&](StepFnContext& context) {
+        const std::int64_t number = session.global_step();
+        doer->act(Place::before_steps, number, &context);
+        if (plan.steps_without_hooks > 0 && number % plan.steps_without_hooks == 0) {
+          context.session().run([&](StepContext&) {
+            doer->act(Place::without_hooks, number);
+            return StepValues{};
+          });
+        }
+        context.run_with_hooks(step);
+        if (plan.twice && !session.should_stop()) context.run_with_hooks(step);
+        doer->act(Place::after_steps, session.global_step() - 1, &context);
+      };
       while (!session.should_stop()) {
-        session.run([&](StepContext& context) {
-          const bool mine = plan.victim == world.rank() && context.number() == plan.at_step;
-          if (mine && plan.fault == Fault::exception) throw UserError("of the user");
-          return model.step(context, mine && plan.fault == Fault::not_finite);
-        });
+        if (plan.in_step_fn) {
+          session.run_step_fn(step_fn);
+          continue;
+        }
+        const std::int64_t number = session.global_step();
+        if (doer->act(Place::before_steps, number)) break;
+        session.run(step);
+        doer->act(Place::after_steps, number);
       }
       session.close();
-      if (process.alive) ended_[static_cast<std::size_t>(world.rank())] = session.global_step();
+      if (process.alive) {
+        ended_[static_cast<std::size_t>(world.rank())] = session.global_step();
+        const StopCause& cause = session.stop_cause();
+        causes_[static_cast<std::size_t>(world.rank())] = fmt::format(
+            "{} by {} on {} at {} ({})", cause.reason, cause.by, cause.rank, cause.step, cause.early);
+        if (watcher->ends != 1 || watcher->errors != 0) {
+          machine_.broken(fmt::format("R7: rank {} ended well: {} times 'end', {} times 'on_error'",
+                                      process.rank, watcher->ends, watcher->errors));
+        }
+        if (world.is_chief() && gatherer->sent != gatherer->delivered) {
+          machine_.broken(fmt::format("R7: hooks gathered {} times and got {} answers", gatherer->sent,
+                                      gatherer->delivered));
+        }
+      }
       const bool early = session.stopped_early();
       comm.barrier("all ranks to end");
       if (!process.alive) return;
@@ -437,11 +688,20 @@ class Run {
       if (!process.alive) return;
       listener->write(LogLevel::error, error.what());
       text_ = error.what();
+      const bool missing =
+          std::ranges::any_of(processes_, [](const Process* p) { return p->exit_code == 137; });
+      if (!missing && !(plan.fault == Fault::hang && struck_)) {
+        machine_.broken(fmt::format("R5: rank {} waits, and no rank is missing: {}", process.rank, text_));
+      }
       for (Process* other : processes_) other->die(75);
     } catch (const Error& error) {
       if (!process.alive) return;
       listener->write(LogLevel::error, error.what());
       end(error.exit_code());
+    } catch (const InternalError& error) {
+      if (!process.alive) return;
+      machine_.broken(fmt::format("a fault of ours on rank {}: {}", process.rank, error.what()));
+      end(ExitCode::internal);
     } catch (const std::exception& error) {
       if (!process.alive) return;
       listener->write(LogLevel::error, error.what());
@@ -470,6 +730,19 @@ class Run {
       if (hung) legal = {0, 75};
       if (plan.fault == Fault::failing_io) legal = {0, 74};
       if (plan.fault == Fault::exception || plan.fault == Fault::not_finite) legal = {0, 70};
+      if (did(plan, Deed::signal) || plans(plan, Deed::out_of_time)) legal.push_back(75);
+      // A rank that is lost while others close ends the run; the next launch goes on.
+      const bool aborted = did(plan, Deed::abort) || did(plan, Deed::thread_aborts);
+      if (aborted) legal.push_back(75);
+      if (did(plan, Deed::fail) || did(plan, Deed::thread_fails)) legal.push_back(70);
+      if (did(plan, Deed::leave)) legal.push_back(78);
+      const bool ends_late = std::ranges::any_of(plan.acts, [](const Act& act) {
+        return act.done && act.deed == Deed::end && act.place == Place::reduced;
+      });
+      if (ends_late) legal.push_back(64);
+      // What a recovery makes anew may take a failure with it.
+      const bool failed = did(plan, Deed::fail) || did(plan, Deed::thread_fails);
+      if (failed && !aborted && !hung) std::erase_if(legal, [](int c) { return c == 0 || c == 75; });
       if (std::ranges::find(legal, code) == legal.end()) {
         machine_.broken(fmt::format("R8: it ends with {}, which does not fit the fault", code));
       }
@@ -477,19 +750,34 @@ class Run {
       for (const std::int64_t step : ended_) {
         if (whole && step != ended_.front()) machine_.broken("R7: ranks stop at different steps");
       }
-      if (code == 0 && ended_.front() != kLastStep) machine_.broken("R8: it says that it is done and is not");
+      for (const std::string& cause : causes_) {
+        if (whole && cause != causes_.front()) {
+          machine_.broken(fmt::format("R7: ranks stop for '{}' and for '{}'", causes_.front(), cause));
+        }
+      }
+      const bool may_end = did(plan, Deed::end) || did(plan, Deed::ask) || did(plan, Deed::thread_ends) ||
+                           did(plan, Deed::leave);
+      if (code == 0 && ended_.front() != kLastStep && !may_end) {
+        machine_.broken("R8: it says that it is done and is not");
+      }
       if (whole && machine_.newest(machine_.disk.durable_names, true) < ended_.front()) {
         machine_.broken(
             fmt::format("R8: it ends at step {} with {} and has not saved it", ended_.front(), code));
       }
-      if (code == 0) done_ = true;
+      if (code == 0 && ended_.front() == kLastStep) done_ = true;
+      for (const Act& act : plan.acts) {
+        if (!act.done || act.deed == Deed::save || aborted || !whole || ended_.front() <= act.step + 2)
+          continue;
+        machine_.broken(fmt::format("R7: rank {} {} at step {}, which is heeded at step {}", act.rank,
+                                    kDeeds[static_cast<std::size_t>(act.deed)], act.step, ended_.front()));
+      }
       // The step that the rank was in may have been the others' last word; then comes one more.
       if (!begun_.empty()) struck_step_ = std::max(struck_step_, begun_.front());
-      if (plan.fault == Fault::signal && struck_ && whole && ended_.front() > struck_step_ + 2) {
+      if (plan.fault == Fault::signal && struck_ && whole && !aborted && ended_.front() > struck_step_ + 2) {
         machine_.broken(
             fmt::format("R7: a signal at step {} is heeded at step {}", struck_step_, ended_.front()));
       }
-      if (!hung && plan.fault != Fault::failing_io) check_what_is_left(code);
+      if (!hung && plan.fault != Fault::failing_io && !(aborted && code == 75)) check_what_is_left(code);
     }
     if (!begun_.empty() &&
         std::ranges::any_of(begun_, [&](std::int64_t step) { return step != begun_.front(); })) {
@@ -527,6 +815,7 @@ class Run {
   std::vector<Process*> processes_;
   std::vector<std::int64_t> begun_;
   std::vector<std::int64_t> ended_;
+  std::vector<std::string> causes_;  ///< why each rank stopped
   std::string text_;
   long turns_ = 0;
   long longest_ = 400;

@@ -1,8 +1,8 @@
 // Simulated jobs with faults: whole runs of the real session, hooks, saver and lock, each from one seed. See
 // docs/simulation.md.
 //
-//   simulate [--jobs N] [--first SEED]      runs from SEED on, until N jobs were launched
-//   simulate --seed SEED                    one run, and everything that happens in it
+//   simulate [--jobs N] [--first SEED] [--problems N]   runs from SEED on, until N jobs were launched or N
+//   runs are broken simulate --seed SEED                    one run, and everything that happens in it
 //   simulate --planted all [--jobs N]       each fault that is planted in this program is found within N jobs
 //   simulate --planted NAME --seed SEED     one run with one of them
 
@@ -28,6 +28,7 @@ namespace {
 struct Options {
   std::uint64_t first = 1;
   long jobs = 2000;
+  long problems = 10;
   bool one = false;
   std::string planted;
   std::string program;
@@ -114,6 +115,7 @@ int main(int argc, char** argv) {
     const std::string word = argv[i];
     const char* value = argv[i + 1];
     if (word == "--jobs") options.jobs = std::strtol(value, nullptr, 10);
+    if (word == "--problems") options.problems = std::strtol(value, nullptr, 10);
     if (word == "--first" || word == "--seed") options.first = std::strtoull(value, nullptr, 10);
     if (word == "--seed") options.one = true;
     if (word == "--planted") options.planted = value;
@@ -133,8 +135,7 @@ int main(int argc, char** argv) {
   if (options.one) return show(options);
   if (!replays()) return EXIT_FAILURE;
   const std::clock_t began = std::clock();
-  constexpr long kProblems = 10;
-  const Total total = run(options, kProblems, "");
+  const Total total = run(options, options.problems, "");
   const double seconds = static_cast<double>(std::clock() - began) / CLOCKS_PER_SEC;
   std::printf("%ld jobs in %llu runs, %ld broken, %.0f jobs a second of one core\n", total.jobs,
               static_cast<unsigned long long>(total.runs), total.broken,

@@ -279,8 +279,7 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
     hook_ = nullptr;
     phase_ = "the program";
   }
-  // All ranks leave the step here: what else one of them threw says less.
-  if (lost_a_thread()) throw AgreedFailure(*thread_failure_);
+  leave_if_a_thread_is_lost();
   if (failure) session.tell_late(failure);
   if (end) tell_late_end(*end);
   return ended.ran ? values : StepValues();
@@ -306,9 +305,7 @@ void HookedSession::run_step_fn(const std::function<void(StepFnContext&)>& step_
   if (context.lost) std::rethrow_exception(context.lost);
   if (context.failed) throw AgreedFailure(*context.failed);
   if (session.take_news()) end.reset();
-  // Heard of in a step without hooks, after which ranks may do different things: whose thread it was tells
-  // it.
-  if (lost_a_thread()) session.tell_late(lost_thread());
+  leave_if_a_thread_is_lost();
   if (failure) session.tell_late(failure);
   // Whoever heard the stop from a step with hooks runs no other.
   if (end && (!stopping_ || heard_between_ || context.asked)) tell_late_end(*end);
@@ -359,6 +356,7 @@ void HookedSession::hear_between(const CreatedSession::Ended& ended, const Tally
 void HookedSession::tell_late_end(std::string reason) {
   hear_end(session_->tell_late_end(std::move(reason)));
   heed(session_->tally());
+  leave_if_a_thread_is_lost();
 }
 
 /// Wins over every other cause. Whoever ended late may have missed what stopped the others in the same step,
@@ -435,8 +433,11 @@ Failure HookedSession::thread_failure_here() const {
   }
 }
 
-bool HookedSession::lost_a_thread() const {
-  return recovers_ && thread_failure_ && thread_failure_->recoverable;
+/// All ranks have heard of it, but not all need be at the same place: those that are still in a step function
+/// hear of it again in their next step. What else one of them threw says less.
+void HookedSession::leave_if_a_thread_is_lost() {
+  if (!recovers_ || !thread_failure_ || !thread_failure_->recoverable) return;
+  session_->tell_late({thread_failure_->error, thread_failure_->phase, thread_failure_->step});
 }
 
 void HookedSession::raise_thread_failure() {
@@ -487,8 +488,8 @@ Coordinator& HookedSession::coordinator() {
 }
 
 void HookedSession::set_stopping(StopCause cause) {
-  // A run that is complete is complete, though a signal or the time limit came in its last step.
-  const bool completes = stopping_ && cause_.early && !cause.early && cause.step == cause_.step;
+  // A run that is complete is complete, though a signal or the time limit came before its last step was over.
+  const bool completes = stopping_ && cause_.early && !cause.early;
   if (stopping_ && !completes) return;
   stopping_ = true;
   cause_ = std::move(cause);

@@ -68,6 +68,9 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   /// A session that is made anew runs again.
   void forget_stop();
 
+  /// That of a thread, since all ranks have heard of it.
+  const std::optional<AgreedFailure>& thread_failure() const noexcept { return thread_failure_; }
+
   /// Throws AgreedFailure if a thread of this rank or another one has failed, by the tally of the close.
   void raise_thread_failure();
 
@@ -119,7 +122,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   void tell_late_end(std::string reason);
   std::string phase() const;
   Failure thread_failure_here() const;
-  bool lost_a_thread() const;
+  void leave_if_a_thread_is_lost();
 
   SessionGround& ground_;
   Hooks hooks_;

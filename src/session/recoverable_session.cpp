@@ -104,11 +104,16 @@ template <class Work>
 void RecoverableSession::again_while_aborted(Work&& work) {
   for (;;) {
     try {
-      if (!session_) make_session();
-      work();
+      const bool again = session_ == nullptr;
+      if (again) make_session();
+      // The checkpoint that it goes on from may be that of the last step.
+      if (!again || !hooked_.stopping()) work();
       return;
-    } catch (const AgreedFailure& failure) {
-      if (!recovers_ || !failure.recoverable || recoveries_ >= ground_.config.max_recoveries) throw;
+    } catch (const AgreedFailure& told) {
+      if (!recovers_ || !told.recoverable) throw;
+      // Once all know of a lost thread, it is told by whoever leaves first.
+      const AgreedFailure failure = hooked_.thread_failure().value_or(told);
+      if (recoveries_ >= ground_.config.max_recoveries) throw AgreedFailure(failure);
       recover(failure);
     }
   }

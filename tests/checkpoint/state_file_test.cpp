@@ -129,15 +129,13 @@ TEST_CASE("a lost, torn or lying state file is rebuilt from the directory") {
   directory->remove("checkpoint.json");
   CHECK(rebuilt() == whole.checkpoints);
   const std::vector<CheckpointRecord> without{whole.checkpoints[0], whole.checkpoints[2]};
-  const auto bytes = directory->content("ckpt-00000002.h5");
   directory->content("ckpt-00000002.h5").resize(100);
   CHECK(rebuilt() == without);
   // Gone from the disk, with a state file that names it and with none.
   for (const bool named : {true, false}) {
     CAPTURE(named);
-    directory->content("ckpt-00000002.h5") = bytes;
     write_state_file(*directory, whole);
-    directory->remove("ckpt-00000002.h5");
+    if (named) directory->remove("ckpt-00000002.h5");
     if (!named) directory->remove("checkpoint.json");
     CHECK(rebuilt() == without);
   }

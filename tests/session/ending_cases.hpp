@@ -43,9 +43,8 @@ TEST_CASE("a rank ends after its step has reduced, while others hear of somethin
           const auto ender = std::make_shared<Recorder>([&](std::string_view now, RunContext& context) {
             if (by_hook && me && now == "after_run" && context.global_step() == 2) throw EndOfInput("dry");
           });
-          options.hooks = gathers_first
-                              ? std::vector<std::shared_ptr<SessionRunHook>>{gatherer, ender}
-                              : std::vector<std::shared_ptr<SessionRunHook>>{ender, gatherer};
+          options.hooks = gathers_first ? std::vector<std::shared_ptr<SessionRunHook>>{gatherer, ender}
+                                        : std::vector<std::shared_ptr<SessionRunHook>>{ender, gatherer};
           if (beside == Beside::reached) {
             options.hooks.push_back(std::make_shared<StopAtStepHook>(std::nullopt, 2));
           }

@@ -189,8 +189,10 @@ class Listener final : public Log::Sink {
       machine_.check_owner(process_, "acknowledge", std::to_string(step));
     }
     if (level == LogLevel::error) last_error = message;
+    if (message.starts_with("what hooks gathered")) ++left_out;
   }
   std::string last_error;
+  int left_out = 0;  ///< times that what hooks gathered was, since a rank had ended before it was asked
 
  private:
   Machine& machine_;
@@ -296,7 +298,7 @@ class Doer final : public SessionRunHook {
           process_.signal = static_cast<int>(1 + machine_.draw.below(30));
           break;
         case Deed::out_of_time:
-          machine_.time += kRunLimit;
+          machine_.time += 2 * kRunLimit;  // the chief's clock may be a slow one
           break;
         case Deed::save:
           session_->save_now();
@@ -675,7 +677,8 @@ class Run {
           machine_.broken(fmt::format("R7: rank {} ended well: {} times 'end', {} times 'on_error'",
                                       process.rank, watcher->ends, watcher->errors));
         }
-        if (world.is_chief() && gatherer->sent != gatherer->delivered) {
+        const int unanswered = gatherer->sent - gatherer->delivered;
+        if (world.is_chief() && (unanswered < 0 || unanswered > listener->left_out)) {
           machine_.broken(fmt::format("R7: hooks gathered {} times and got {} answers", gatherer->sent,
                                       gatherer->delivered));
         }

@@ -114,7 +114,7 @@ void sum_once(Reducer& reducer, int rank) {
   reducer.begin_micro_batch();
   reducer.end_micro_batch();
   reducer.reduce(Tally(rank));
-  reducer.finish();
+  reducer.complete_sum();
 }
 
 std::string bytes_text(std::size_t bytes) {
@@ -147,7 +147,7 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh
   for (std::size_t i = 0; i < elements; ++i) gradients[i] = i < count ? contribution(rank, i) : 0.0F;
   reducer->end_micro_batch();
   reducer->reduce(Tally(rank));
-  reducer->finish();
+  reducer->complete_sum();
   int wrong = 0;
   for (std::size_t i = 0; i < count; ++i) {
     if (std::bit_cast<std::uint32_t>(reducer->sum()[i]) != std::bit_cast<std::uint32_t>(serial_sum(ranks, i)))
@@ -159,7 +159,7 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh
   if (rank != 0) std::fill(next.begin(), next.end(), 0.0F);
   reducer->end_micro_batch();
   reducer->reduce(Tally(rank));
-  reducer->finish();
+  reducer->complete_sum();
   MPI_Allreduce(MPI_IN_PLACE, &wrong, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
 
   std::vector<float> send(count, rank == 0 ? 1.5F : 0.0F);
@@ -174,7 +174,7 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh
   const auto write_send = [&] { std::fill(send.begin(), send.end(), mine); };
   const auto sum_written = [&] {
     reducer->reduce(Tally(rank));
-    reducer->finish();
+    reducer->complete_sum();
   };
   const auto canonical = [&] { sum_once(*reducer, rank); };
   const auto mpi = [&] {

@@ -17,6 +17,10 @@ namespace {
 // slice.
 constexpr std::size_t kSliceGrain = 4096;
 
+// Where all partial sums of a node are together so small, every rank adds them all up: that takes less time
+// than to wait for each other again.
+constexpr std::size_t kSmallBytes = std::size_t{64} << 10;
+
 std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -45,24 +49,30 @@ CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t element
   buffers_ = std::max(fold_.buffers, node.rank() == 0 ? 1 : 0);
   const std::size_t control_bytes = round_up(sizeof(Control), 4096);
   const std::size_t buffer_bytes = round_up(padded_ * sizeof(float), 4096);
-  window_ = node.share(control_bytes + static_cast<std::size_t>(buffers_) * buffer_bytes);
-
   // Everybody's plan follows from the position alone.
   std::vector<FoldPlan> folds;
   std::vector<TreeNode> node_nodes;
   for (int local = 0; local < node.size(); ++local) {
+    const int position = topology.node_starts[static_cast<std::size_t>(topology.my_node)] + local;
+    folds.push_back(fold_plan(micro_batches, owned_range(micro_batches, position, topology.world.size())));
+    for (const auto& partial : folds.back().partials) node_nodes.push_back(partial.node);
+  }
+  small_ =
+      topology.nodes == 1 && node.size() > 1 && node_nodes.size() * padded_ * sizeof(float) <= kSmallBytes;
+  turn_ = small_ ? buffer_bytes / sizeof(float) : 0;
+  const std::size_t turns = small_ ? 2 : 1;
+  const std::size_t of_sum = small_ ? 1 : 0;
+  window_ = node.share(control_bytes + (static_cast<std::size_t>(buffers_) * turns + of_sum) * buffer_bytes);
+  for (int local = 0; local < node.size(); ++local) {
     const auto region = window_->region(local);
     controls_.push_back(reinterpret_cast<Control*>(region.data()));
-    const int position = topology.node_starts[static_cast<std::size_t>(topology.my_node)] + local;
-    const FoldPlan fold =
-        fold_plan(micro_batches, owned_range(micro_batches, position, topology.world.size()));
     std::vector<float*> starts;
-    for (std::size_t at = control_bytes; at + buffer_bytes <= region.size(); at += buffer_bytes) {
+    for (std::size_t at = control_bytes; at + turns * buffer_bytes <= region.size();
+         at += turns * buffer_bytes) {
       starts.push_back(reinterpret_cast<float*>(region.data() + at));
     }
     buffer_starts_.push_back(std::move(starts));
-    for (const auto& partial : fold.partials) {
-      node_nodes.push_back(partial.node);
+    for (const auto& partial : folds[static_cast<std::size_t>(local)].partials) {
       node_sources_.push_back(buffer(local, partial.buffer));
     }
   }
@@ -71,6 +81,10 @@ CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t element
     node_results_.push_back(node_sources_[static_cast<std::size_t>(program.sources.front())]);
   }
   sum_ = buffer(0, 0);
+  if (small_) {
+    std::byte* behind = window_->region(node.rank()).data() + control_bytes;
+    sum_ = reinterpret_cast<float*>(behind + static_cast<std::size_t>(buffers_) * turns * buffer_bytes);
+  }
 
   range_sources_.resize(node_sources_.size());
   plan_ = plan_exchange(topology, elements, options);
@@ -155,12 +169,12 @@ std::span<float> CanonicalReducer::begin_micro_batch() {
   if (next_micro_batch_ == 0) {
     release();
     // The sum lies in this buffer.
-    if (topology_.node.rank() == 0 && operation_ > 0) {
+    if (topology_.node.rank() == 0 && operation_ > 0 && !small_) {
       wait_for_node(topology_.node, "the others to have read the last sum", &Control::released, operation_);
     }
   }
   control(topology_.node.rank()).begun.store(next_micro_batch_ + 1, std::memory_order_relaxed);
-  float* start = buffer(topology_.node.rank(), index);
+  float* start = buffer(topology_.node.rank(), index) + turn_of(operation_ + 1);
   std::fill_n(start + elements_, kMicroBatchValues, 0.0F);
   return {start, elements_ + kMicroBatchValues};
 }
@@ -168,9 +182,10 @@ std::span<float> CanonicalReducer::begin_micro_batch() {
 /// Adds a range of the micro-batch that was written last to the partial sums.
 void CanonicalReducer::fold(ElementRange range) {
   const int local = topology_.node.rank();
+  const std::size_t first = turn_of(operation_ + 1) + range.first;
   for (const auto& step : fold_.steps[next_micro_batch_].adds) {
-    lockstep::add({buffer(local, step.into) + range.first, range.size()},
-                  {buffer(local, step.from) + range.first, range.size()});
+    lockstep::add({buffer(local, step.into) + first, range.size()},
+                  {buffer(local, step.from) + first, range.size()});
   }
 }
 
@@ -286,7 +301,7 @@ Tally CanonicalReducer::complete(const Tally& of_node) {
   }
   waits_.add(waited_);
   if (of_node.elements() > 0 && of_node.agrees() && !of_node.anyone_says(Says::error)) {
-    run_program(node_programs_.front(), sum_, slice_);
+    run_program(node_programs_.front(), sum_, small_ ? ElementRange{0, padded_} : slice_);
   }
   return of_node;
 }
@@ -295,7 +310,7 @@ Tally CanonicalReducer::complete(const Tally& of_node) {
 void CanonicalReducer::run_program(const CombineProgram& program, float* result, ElementRange range) {
   for (const int source : program.sources) {
     const auto i = static_cast<std::size_t>(source);
-    range_sources_[i] = node_sources_[i] + range.first;
+    range_sources_[i] = node_sources_[i] + turn_of(operation_) + range.first;
   }
   lockstep::run(program, range_sources_, result + range.first, range.size());
 }
@@ -360,7 +375,12 @@ void CanonicalReducer::gather_nodes(std::span<const std::span<float>> arenas) {
 }
 
 std::size_t CanonicalReducer::bytes() const {
-  return static_cast<std::size_t>(buffers_) * padded_ * sizeof(float) + (exchange_ ? exchange_->bytes() : 0);
+  const auto buffers = static_cast<std::size_t>(buffers_) * (small_ ? 2 : 1) + (small_ ? 1 : 0);
+  return buffers * padded_ * sizeof(float) + (exchange_ ? exchange_->bytes() : 0);
+}
+
+void CanonicalReducer::complete_sum() {
+  if (!small_) finish();
 }
 
 void CanonicalReducer::finish() {

@@ -16,6 +16,11 @@ namespace lockstep {
 /// The canonical sum. Inside a node every rank adds its slice of everybody's partial sums straight from their
 /// memory, in a shared window. Between nodes it is cut into buckets, of which each rank takes its part; see
 /// NodeExchange. Buckets leave as soon as all ranks of the node have what goes into them.
+///
+/// A small sum on one node every rank adds up for itself, along the same tree, so that it waits once: for all
+/// to have come. Nobody waits for others to have read. The buffers of odd and of even operations are apart,
+/// and who writes into those of operation n has completed n - 1, so all others have come to n - 1, and none
+/// of them reads anything of n - 2 any more.
 class CanonicalReducer final : public Reducer {
  public:
   CanonicalReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches,
@@ -34,6 +39,7 @@ class CanonicalReducer final : public Reducer {
             std::min(slice_.last, elements_)};  // without the values behind
   }
   std::span<const float> sum() const override { return {sum_, elements_ + kMicroBatchValues}; }
+  void complete_sum() override;
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
   void gather(std::span<float> arena) override;
@@ -60,6 +66,8 @@ class CanonicalReducer final : public Reducer {
 
   Control& control(int local_rank) const { return *controls_[static_cast<std::size_t>(local_rank)]; }
   float* buffer(int local_rank, int index) const;
+  /// From a buffer to the one that takes its place in this operation, in floats.
+  std::size_t turn_of(std::uint64_t operation) const { return (operation & 1) * turn_; }
   void release();
   template <class Word>
   Seconds wait_for_node(const Communicator& node, std::string_view what, Word word, std::uint64_t value);
@@ -95,7 +103,9 @@ class CanonicalReducer final : public Reducer {
   std::vector<float*> node_sources_;  ///< where the node's partial sums lie
   std::vector<const float*> range_sources_;  ///< the same, at the range being added
   std::vector<float*> node_results_;         ///< of each node program: its first source's memory
-  float* sum_;                               ///< buffer 0 of the node's first rank
+  float* sum_;                               ///< buffer 0 of the node's first rank; where small, my own
+  bool small_ = false;                       ///< every rank adds up all of it
+  std::size_t turn_ = 0;  ///< where small: from the buffers of even to those of odd operations
 
   // Between nodes.
   ExchangePlan plan_;

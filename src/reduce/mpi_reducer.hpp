@@ -27,6 +27,7 @@ class MpiReducer final : public Reducer {
   Tally exchange(Tally ballot) override;
   ElementRange slice() const override;
   std::span<const float> sum() const override { return total_.values().first(elements_ + kMicroBatchValues); }
+  void complete_sum() override {}
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
   int gradient_arenas() const override { return range_.size() > 1 ? 2 : 1; }

@@ -318,10 +318,8 @@ ElementRange CreatedSession::buffer_slice() const {
 void CreatedSession::finish() {
   if (!unfinished_) return;
   unfinished_ = false;
-  // MPI's sum is whole on every rank already, and nobody reads what is another's.
-  if (ground_.config.reduction == ReductionKind::mpi && !shares_parameters()) return;
   const auto phase = ground_.trace.phase("finish");
-  in_contact([&] { reducer_->finish(); });
+  in_contact([&] { shares_parameters() ? reducer_->finish() : reducer_->complete_sum(); });
 }
 
 }  // namespace lockstep

@@ -42,6 +42,8 @@ TEST_CASE("the canonical sum has the serial sum's bits for random ranks, nodes, 
     c.options.exchange = kExchanges[draw(6, 3)];
     c.options.bucket_bytes = std::size_t{4096} * sizeof(float) * draw(7, 4);
     c.layer = draw(8, 2) == 0 ? 0 : 16 + draw(9, 5000);
+    c.apart = draw(10, 2) == 0;
+    if (c.apart) c.steps = 5;
     CAPTURE(trial);
     CAPTURE(ranks);
     CAPTURE(c.ranks_per_node);

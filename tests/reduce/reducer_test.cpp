@@ -27,6 +27,20 @@ TEST_CASE("the canonical sum over MPI ranks has the serial sum's bits, on one no
   }
 }
 
+TEST_CASE("sums that follow each other at once do not touch each other's numbers") {
+  const auto world = from_mpi(MPI_COMM_WORLD);
+  for (const std::int64_t micro_batches : {2, 7}) {
+    for (const std::size_t elements : {std::size_t{16}, std::size_t{1024}, std::size_t{8192}}) {
+      CAPTURE(micro_batches);
+      CAPTURE(elements);
+      const int steps = elements < 1000 ? 200 : 20;
+      CHECK(test::differences(
+                world,
+                {.elements = elements, .micro_batches = micro_batches, .steps = steps, .apart = true}) == 0);
+    }
+  }
+}
+
 TEST_CASE("MPI's own reduction gives the sum, to rounding, and the same tally") {
   const auto world = from_mpi(MPI_COMM_WORLD);
   const Topology topology(world);

@@ -43,7 +43,8 @@ struct ReducerOptions {
 /// One step of every rank:
 ///   for each owned micro-batch: write its gradient into `begin_micro_batch()`, then `end_micro_batch()`;
 ///   `tally = reduce(ballot)`; unless the tally says error: `slice()` of `sum()` is final;
-///   read or use that slice; `finish()`: all of `sum()` is final and every rank of the node has come this
+///   read or use that slice;
+///   `complete_sum()`: all of `sum()` is final; or `finish()`: that, and every rank of the node has come this
 ///   far.
 /// A rank that fails in mid-step calls `reduce` with an error in its ballot at once; nobody then uses the
 /// sum.
@@ -88,6 +89,10 @@ class Reducer {
 
   /// The sum, padding included, then kMicroBatchValues. Until the next step begins. Local.
   virtual std::span<const float> sum() const = 0;
+
+  /// Returns when all of `sum()` is final. At once where it is so already: small sums inside a node, and
+  /// MPI's. Collective over the node. Instead of `finish`, where ranks have parameters of their own.
+  virtual void complete_sum() = 0;
 
   /// Ends the step: returns when every rank of the node has called it. Collective over the node; no message
   /// between nodes, unless optimizers are sharded: then collective over all ranks, and the slices of

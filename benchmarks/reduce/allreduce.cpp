@@ -1,6 +1,7 @@
 // How fast is the canonical sum on one node, beside MPI_Allreduce and one memcpy of the same bytes?
 //
-//   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [--fresh] [--bucket_bytes N] [BYTES...]
+//   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [--fresh] [--bucket_bytes N]
+//       [--exchange rounds|buckets] [BYTES...]
 //   tests/network/two_nodes 1 reduce_allreduce ...
 //
 // With --fresh every rank writes its values anew before each call, as training does, so that they lie in the
@@ -135,13 +136,13 @@ std::string seconds_text(double seconds) {
 }
 
 /// One line of the table. False if the bits are wrong.
-bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh, std::size_t bucket_bytes) {
+bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh,
+             const ReducerOptions& options) {
   const int rank = topology.world.rank();
   const int ranks = topology.world.size();
   const std::size_t count = bytes / sizeof(float);
   const std::size_t elements = (count + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  const auto reducer =
-      make_reducer(ReductionKind::canonical, topology, elements, ranks, {.bucket_bytes = bucket_bytes});
+  const auto reducer = make_reducer(ReductionKind::canonical, topology, elements, ranks, options);
 
   const auto gradients = reducer->begin_micro_batch();
   for (std::size_t i = 0; i < elements; ++i) gradients[i] = i < count ? contribution(rank, i) : 0.0F;
@@ -227,7 +228,7 @@ int main(int argc, char** argv) {
   const Topology topology(environment.world());
   int rounds = 15;
   bool fresh = false;
-  std::size_t bucket_bytes = 0;
+  ReducerOptions options;
   std::vector<std::size_t> sizes;
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--rounds" && i + 1 < argc) {
@@ -235,7 +236,10 @@ int main(int argc, char** argv) {
     } else if (std::string_view(argv[i]) == "--fresh") {
       fresh = true;
     } else if (std::string_view(argv[i]) == "--bucket_bytes" && i + 1 < argc) {
-      bucket_bytes = std::strtoull(argv[++i], nullptr, 10);
+      options.bucket_bytes = std::strtoull(argv[++i], nullptr, 10);
+    } else if (std::string_view(argv[i]) == "--exchange" && i + 1 < argc) {
+      using Exchange = ReducerOptions::Exchange;
+      options.exchange = std::string_view(argv[++i]) == "rounds" ? Exchange::doubling : Exchange::buckets;
     } else {
       sizes.push_back(std::max<std::size_t>(4, std::strtoull(argv[i], nullptr, 10)));
     }
@@ -252,7 +256,7 @@ int main(int argc, char** argv) {
   }
   bool right = true;
   for (const std::size_t bytes : sizes) {
-    right = measure(topology, bytes, rounds, fresh, bucket_bytes) && right;
+    right = measure(topology, bytes, rounds, fresh, options) && right;
   }
   return right ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -77,6 +77,7 @@ bool any_node(std::size_t) {
 /// What one message costs between nodes.
 struct Link {
   double latency = 20e-6;
+  double overhead = 60e-6;  ///< of a large message, for which MPI asks before it sends
   double seconds_per_byte = 1e-9;
 };
 
@@ -84,7 +85,8 @@ struct Link {
 Link measure(const Communicator& column) {
   constexpr int kRepeats = 4;
   constexpr std::size_t kSmall = 8;
-  constexpr std::size_t kLarge = std::size_t{1} << 19;
+  constexpr std::size_t kMedium = std::size_t{1} << 17;  // MPI asks before it sends so much
+  constexpr std::size_t kLarge = 6 * kMedium;
   const int next = (column.rank() + 1) % column.size();
   const int previous = (column.rank() + column.size() - 1) % column.size();
   std::vector<std::byte> out(kLarge);
@@ -103,9 +105,13 @@ Link measure(const Communicator& column) {
     return least;
   };
   const double small = best(kSmall);
+  const double medium = best(kMedium);
   const double large = best(kLarge);
-  if (!(small > 0) || !(large > small)) return {};  // a clock that stands still
-  return {small, (large - small) / static_cast<double>(kLarge - kSmall)};
+  if (!(small > 0) || !(medium > small) || !(large > medium)) return {};  // a clock that stands still
+  const double seconds_per_byte = (large - medium) / static_cast<double>(kLarge - kMedium);
+  // At least the question, the answer and what was asked for.
+  const double overhead = std::max(3 * small, medium - seconds_per_byte * static_cast<double>(kMedium));
+  return {small, overhead, seconds_per_byte};
 }
 
 }  // namespace
@@ -167,14 +173,18 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
     plan.buckets = {{0, elements}};
     return plan;
   }
-  // What is sent after backward has ended is one bucket; each one costs a message's latency: the sum
-  // elements / bucket * latency + bucket * seconds_per_byte is least here.
+  // What is sent after backward has ended is one bucket; each one costs two messages, to collect and to
+  // spread. The sum elements / bucket * 2 overhead + bucket * seconds_per_byte is least at the root. Where
+  // nothing overlaps, buckets shall not cost much beside what they carry.
   double bucket_bytes = static_cast<double>(chosen_bytes);
   if (chosen_bytes == 0) {
+    constexpr double kMostOverhead = 0.15;
     constexpr double kLeast = 65536;
+    constexpr double kNeverTooMuch = 1 << 20;
     constexpr double kBuckets = 16;  // of the arena, so that what is under way takes little memory
-    bucket_bytes = std::sqrt(bytes * link.latency / link.seconds_per_byte);
-    bucket_bytes = std::max(kLeast, std::min(bucket_bytes, bytes / kBuckets));
+    const double overhead = 2 * link.overhead / link.seconds_per_byte;  // as bytes
+    bucket_bytes = std::max({kLeast, std::sqrt(bytes * overhead), overhead / kMostOverhead});
+    bucket_bytes = std::min(bucket_bytes, std::max(kNeverTooMuch, bytes / kBuckets));
   }
   auto size = static_cast<std::size_t>(std::min(bucket_bytes, bytes)) / sizeof(float);
   size = std::max(size, elements / kMaxBuckets + 1);

@@ -181,10 +181,15 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
     constexpr double kMostOverhead = 0.15;
     constexpr double kLeast = 65536;
     constexpr double kNeverTooMuch = 1 << 20;
-    constexpr double kBuckets = 16;  // of the arena, so that what is under way takes little memory
+    // Of the arena, so that what is under way takes little memory.
+    constexpr double kBuckets = 16;
+    constexpr double kBucketsOfFew = 8;
+    const double most =
+        std::max(bytes / kBuckets,
+                 bytes <= 2 * kNeverTooMuch ? kNeverTooMuch : std::min(kNeverTooMuch, bytes / kBucketsOfFew));
     const double overhead = 2 * link.overhead / link.seconds_per_byte;  // as bytes
     bucket_bytes = std::max({kLeast, std::sqrt(bytes * overhead), overhead / kMostOverhead});
-    bucket_bytes = std::min(bucket_bytes, std::max(kNeverTooMuch, bytes / kBuckets));
+    bucket_bytes = std::min(bucket_bytes, most);
   }
   auto size = static_cast<std::size_t>(std::min(bucket_bytes, bytes)) / sizeof(float);
   size = std::max(size, elements / kMaxBuckets + 1);

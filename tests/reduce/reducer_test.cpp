@@ -33,7 +33,7 @@ TEST_CASE("sums that follow each other at once do not touch each other's numbers
     for (const std::size_t elements : {std::size_t{16}, std::size_t{1024}, std::size_t{8192}}) {
       CAPTURE(micro_batches);
       CAPTURE(elements);
-      const int steps = elements < 1000 ? 200 : 20;
+      const int steps = elements < 1000 ? 60 : 10;
       CHECK(test::differences(
                 world,
                 {.elements = elements, .micro_batches = micro_batches, .steps = steps, .apart = true}) == 0);

@@ -237,8 +237,9 @@ void Communicator::all_reduce_sum(std::span<float> values, std::vector<Request>&
 }
 
 void Communicator::all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) const {
+  barrier("a gather");  // knows how to find out who is missing
   Request request = transport_->all_gather(mine, all);
-  wait(request, "a gather");
+  wait(request, "a gather", "a rank that had come to it");
 }
 
 std::vector<std::string> Communicator::all_gather_text(const std::string& text) const {

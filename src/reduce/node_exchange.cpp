@@ -82,7 +82,8 @@ struct Link {
 };
 
 /// Every node sends to the next one at once, as in a reduction. Collective over the column.
-Link measure(const Communicator& column) {
+Link measure(const Topology& topology) {
+  const Communicator& column = topology.column;
   constexpr int kRepeats = 4;
   constexpr std::size_t kSmall = 8;
   constexpr std::size_t kMedium = std::size_t{1} << 17;  // MPI asks before it sends so much
@@ -92,14 +93,20 @@ Link measure(const Communicator& column) {
   std::vector<std::byte> out(kLarge);
   std::vector<std::byte> in(kLarge);
   const auto& clock = *column.policy().clock;
+  const auto name_of = [&](int node) {
+    const auto n = static_cast<std::size_t>(node);
+    return fmt::format("rank {} on {}", topology.node_leaders[n], topology.node_hosts[n]);
+  };
+  const std::string giver = name_of(previous);
+  const std::string taker = name_of(next);
   const auto best = [&](std::size_t bytes) {
     double least = std::numeric_limits<double>::infinity();
     for (int i = 0; i < kRepeats; ++i) {
       const Seconds start = clock.now();
       Request received = column.receive(std::span(in).first(bytes), previous, kMeasureTag);
       Request sent = column.send(std::span(out).first(bytes), next, kMeasureTag);
-      column.wait(received, "the network to be measured");
-      column.wait(sent, "the network to be measured");
+      column.wait(received, "the network to be measured", giver);
+      column.wait(sent, "the network to be measured", taker);
       least = std::min(least, (clock.now() - start).count());
     }
     return least;
@@ -147,7 +154,7 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
   const std::size_t chosen_bytes = rounded ? kRoundedBucket : options.bucket_bytes;
   Link link;
   if (!rounded && (chosen_bytes == 0 || options.exchange == ReducerOptions::Exchange::automatic)) {
-    if (topology.node.rank() == 0) link = measure(topology.column);
+    if (topology.node.rank() == 0) link = measure(topology);
     topology.world.broadcast_values(std::span(&link, 1));
   }
   const double bytes = static_cast<double>(elements * sizeof(float));

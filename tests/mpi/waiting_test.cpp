@@ -121,6 +121,27 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a gather names those that have not come") {
+  std::vector<std::string> errors(4);
+  SimulatedWorld{4, 0, 5}.run([&](const Communicator& world) {
+    if (world.rank() == 2) return;
+    const auto clock = std::make_shared<FakeClock>();
+    const Communicator waiting(
+        std::make_shared<test::CountingTransport>(world, std::make_shared<test::Count>(), clock),
+        {.clock = clock, .log = Log(), .limit = Seconds{8}});
+    try {
+      waiting.all_gather(world.rank());
+    } catch (const DeadlineExceeded& error) {
+      errors[static_cast<std::size_t>(world.rank())] = error.what();
+    }
+  });
+  CHECK(errors[0].find("for a gather; missing: rank 2;") != std::string::npos);
+  for (const int rank : {1, 3}) {
+    const std::string& told = errors[static_cast<std::size_t>(rank)];
+    CHECK(told.find("for a gather; missing: rank 0, or a rank that it waits for;") != std::string::npos);
+  }
+}
+
 TEST_CASE("a barrier names just those that have not come, in notices and at its limit") {
   for (int ranks = 2; ranks <= 9; ++ranks) {
     for (int first = 1; first < ranks; ++first) {

@@ -71,6 +71,9 @@ TEST_CASE("folding and combining add in the order of the tree, for any number of
         int log2 = 0;
         while ((std::int64_t{1} << log2) < range.size()) ++log2;
         CHECK(plan.buffers <= 2 * log2 + 1);
+        // Of a whole subtree just what any order of work needs: log2 n + 1.
+        const bool aligned = range.size() == std::int64_t{1} << log2 && range.first % range.size() == 0;
+        if (aligned) CHECK(plan.buffers == log2 + 1);
         if (!plan.partials.empty()) CHECK(plan.partials.front().buffer == 0);
       }
       const auto programs = combine_programs(micro_batches, nodes);

@@ -3,6 +3,7 @@
 //   mpirun -n 2 --bind-to none reduce_allreduce [--rounds N] [--fresh] [--bucket_bytes N]
 //       [--exchange rounds|buckets] [BYTES...]
 //   tests/network/two_nodes 1 reduce_allreduce ...
+//   mpirun -n 2 reduce_allreduce --check 8589950976    # more than 2^31 elements: the bits alone, once
 //
 // With --fresh every rank writes its values anew before each call, as training does, so that they lie in the
 // cache of the rank that wrote them; that is not counted, the calls are timed one by one. Without, the calls
@@ -50,14 +51,15 @@ float contribution(int rank, std::size_t i) {
 
 /// (0+1)+(2+3)..., an odd one passes up unchanged.
 float serial_sum(int ranks, std::size_t i) {
-  std::vector<float> level;
+  static std::vector<float> level;
+  level.clear();
   for (int rank = 0; rank < ranks; ++rank) level.push_back(contribution(rank, i));
   while (level.size() > 1) {
-    std::vector<float> next;
-    for (std::size_t k = 0; k < level.size(); k += 2) {
-      next.push_back(k + 1 < level.size() ? level[k] + level[k + 1] : level[k]);
+    const std::size_t count = level.size();
+    for (std::size_t k = 0; k < count; k += 2) {
+      level[k / 2] = k + 1 < count ? level[k] + level[k + 1] : level[k];
     }
-    level = std::move(next);
+    level.resize((count + 1) / 2);
   }
   return level.front();
 }
@@ -135,6 +137,40 @@ std::string seconds_text(double seconds) {
   return text;
 }
 
+/// Sums once, and compares. The sum, on all ranks, of how many elements have other bits than the serial sum.
+int wrong_bits(Reducer& reducer, const Communicator& world, std::size_t count) {
+  const auto gradients = reducer.begin_micro_batch();
+  const std::size_t elements = gradients.size() - kMicroBatchValues;
+  for (std::size_t i = 0; i < elements; ++i) gradients[i] = i < count ? contribution(world.rank(), i) : 0.0F;
+  reducer.end_micro_batch();
+  reducer.reduce(Tally(world.rank()));
+  reducer.complete_sum();
+  int wrong = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (std::bit_cast<std::uint32_t>(reducer.sum()[i]) !=
+        std::bit_cast<std::uint32_t>(serial_sum(world.size(), i)))
+      ++wrong;
+  }
+  MPI_Allreduce(MPI_IN_PLACE, &wrong, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+  return wrong;
+}
+
+/// For arenas of which there is room for one a rank. False if the bits are wrong.
+bool check(const Topology& topology, std::size_t bytes, const ReducerOptions& options) {
+  const std::size_t count = bytes / sizeof(float);
+  const std::size_t elements = (count + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+  const auto reducer =
+      make_reducer(ReductionKind::canonical, topology, elements, topology.world.size(), options);
+  const double start = now();
+  const int wrong = wrong_bits(*reducer, topology.world, count);
+  if (topology.world.rank() == 0) {
+    std::printf("%zu elements, %s: %d of them wrong, %.1f s\n", count, reducer->describe().c_str(), wrong,
+                now() - start);
+    std::fflush(stdout);
+  }
+  return wrong == 0;
+}
+
 /// One line of the table. False if the bits are wrong.
 bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh,
              const ReducerOptions& options) {
@@ -144,16 +180,7 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh
   const std::size_t elements = (count + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
   const auto reducer = make_reducer(ReductionKind::canonical, topology, elements, ranks, options);
 
-  const auto gradients = reducer->begin_micro_batch();
-  for (std::size_t i = 0; i < elements; ++i) gradients[i] = i < count ? contribution(rank, i) : 0.0F;
-  reducer->end_micro_batch();
-  reducer->reduce(Tally(rank));
-  reducer->complete_sum();
-  int wrong = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (std::bit_cast<std::uint32_t>(reducer->sum()[i]) != std::bit_cast<std::uint32_t>(serial_sum(ranks, i)))
-      ++wrong;
-  }
+  const int wrong = wrong_bits(*reducer, topology.world, count);
   // From here on all but the first rank add zeros, so that the sum stays what it is however often it is
   // taken.
   const auto next = reducer->begin_micro_batch();
@@ -161,7 +188,6 @@ bool measure(const Topology& topology, std::size_t bytes, int rounds, bool fresh
   reducer->end_micro_batch();
   reducer->reduce(Tally(rank));
   reducer->complete_sum();
-  MPI_Allreduce(MPI_IN_PLACE, &wrong, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
 
   std::vector<float> send(count, rank == 0 ? 1.5F : 0.0F);
   std::vector<float> receive(count);
@@ -228,6 +254,7 @@ int main(int argc, char** argv) {
   const Topology topology(environment.world());
   int rounds = 15;
   bool fresh = false;
+  bool only_check = false;
   ReducerOptions options;
   std::vector<std::size_t> sizes;
   for (int i = 1; i < argc; ++i) {
@@ -235,6 +262,8 @@ int main(int argc, char** argv) {
       rounds = std::max(1, std::atoi(argv[++i]));
     } else if (std::string_view(argv[i]) == "--fresh") {
       fresh = true;
+    } else if (std::string_view(argv[i]) == "--check") {
+      only_check = true;
     } else if (std::string_view(argv[i]) == "--bucket_bytes" && i + 1 < argc) {
       options.bucket_bytes = std::strtoull(argv[++i], nullptr, 10);
     } else if (std::string_view(argv[i]) == "--exchange" && i + 1 < argc) {
@@ -248,7 +277,7 @@ int main(int argc, char** argv) {
     for (std::size_t bytes = 8; bytes <= 32768; bytes *= 4) sizes.push_back(bytes);
     for (const std::size_t kib : {64, 256, 1024, 4096, 25 * 1024, 100 * 1024}) sizes.push_back(kib * 1024);
   }
-  if (topology.world.rank() == 0) {
+  if (topology.world.rank() == 0 && !only_check) {
     std::printf("%d ranks on %d nodes, %d rounds, best and median%s\n", topology.world.size(), topology.nodes,
                 rounds, fresh ? ", freshly written" : "");
     std::printf("%9s  %21s  %21s  %21s  %13s  %13s  %s\n", "", "memcpy", "canonical", "MPI_Allreduce",
@@ -256,7 +285,9 @@ int main(int argc, char** argv) {
   }
   bool right = true;
   for (const std::size_t bytes : sizes) {
-    right = measure(topology, bytes, rounds, fresh, options) && right;
+    right =
+        (only_check ? check(topology, bytes, options) : measure(topology, bytes, rounds, fresh, options)) &&
+        right;
   }
   return right ? EXIT_SUCCESS : EXIT_FAILURE;
 }

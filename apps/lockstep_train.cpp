@@ -5,12 +5,14 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <lockstep/base/mac.hpp>
+#include <lockstep/base/peak_memory.hpp>
 #include <lockstep/base/signals.hpp>
 #include <lockstep/checkpoint/restore.hpp>
 #include <lockstep/data/image_dataset.hpp>
@@ -401,12 +403,14 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                          evaluation->loss, evaluation->samples));
   }
   if (timing.samples_per_second > 0) log.info(fmt::format("{:.0f} samples/s", timing.samples_per_second));
+  const std::vector<std::int64_t> memory = comm.all_gather(peak_memory());
   on_chief(comm, "the chief to write its report", [&] {
     const double seconds = (machine.clock->now() - machine.started).count();
     log.info(fmt::format("parameters {}", state.parameters_digest().hex()));
     if (options.report.empty()) return;
     nlohmann::json report =
         make_report(session, options, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
+    report["peak_memory_bytes"] = *std::ranges::max_element(memory);  // of the rank that has most
     report.update(speed_report(comm, options, model, *kernels, *machine.clock, timing));
     write_text(options.report, report.dump(2) + "\n", *machine.files);
   });

@@ -11,6 +11,7 @@
 #include <lockstep/nn/batch_norm.hpp>
 #include <lockstep/nn/conv2d.hpp>
 #include <lockstep/nn/dense.hpp>
+#include <lockstep/nn/dropout.hpp>
 #include <lockstep/nn/embedding.hpp>
 #include <lockstep/nn/gelu.hpp>
 #include <lockstep/nn/global_avg_pool.hpp>
@@ -24,17 +25,23 @@ namespace {
 
 Sequential make_mlp(const ModelOptions& options, const Shape& sample_shape, int classes) {
   Sequential network{sample_shape};
-  for (const std::int64_t width : options.hidden) network.add(Dense{width, Activation::relu});
+  for (const std::int64_t width : options.hidden) {
+    network.add(Dense{width, Activation::relu});
+    if (options.dropout > 0) network.add(Dropout{options.dropout});
+  }
   network.add(Dense{classes});
   return network;
 }
 
-Sequential make_lenet(const Shape& sample_shape, int classes) {
+Sequential make_lenet(const ModelOptions& options, const Shape& sample_shape, int classes) {
   Sequential network{sample_shape};
   // The pool before the ReLU: the same function, on a quarter of the values.
   network.add(Conv2d{32, 5}).add(MaxPool2d{2}).add(Relu{});
   network.add(Conv2d{64, 5}).add(MaxPool2d{2}).add(Relu{});
-  network.add(Dense{128, Activation::relu}).add(Dense{classes});
+  if (options.dropout > 0) network.add(Dropout{options.dropout});
+  network.add(Dense{128, Activation::relu});
+  if (options.dropout > 0) network.add(Dropout{options.dropout});
+  network.add(Dense{classes});
   return network;
 }
 
@@ -74,6 +81,10 @@ Sequential make_gpt(const ModelOptions& options, const Shape& sample_shape, int 
     Chain attention, mlp;
     attention.add(LayerNorm{}).add(dense(3 * width)).add(CausalAttention{options.heads}).add(dense(width));
     mlp.add(LayerNorm{}).add(dense(4 * width)).add(Gelu{}).add(dense(width));
+    if (options.dropout > 0) {
+      attention.add(Dropout{options.dropout});
+      mlp.add(Dropout{options.dropout});
+    }
     network.add(Residual{std::move(attention)}).add(Residual{std::move(mlp)});
   }
   network.add(LayerNorm{})
@@ -115,6 +126,10 @@ void check_model(const ModelOptions& options) {
       throw UsageError(fmt::format("--{} {} is out of range; give 1 to {}", name, value, most));
     }
   };
+  if (!(options.dropout >= 0 && options.dropout < 1)) {
+    throw UsageError(
+        fmt::format("--dropout {} is out of range; give a number from 0 to below 1", options.dropout));
+  }
   check("layers", options.layers, 1000);
   check("width", options.width, 1 << 20);
   check("heads", options.heads, 1 << 20);
@@ -128,7 +143,7 @@ void check_model(const ModelOptions& options) {
 
 Sequential make_model(const ModelOptions& options, const Shape& sample_shape, int classes) {
   if (options.model == "mlp") return make_mlp(options, sample_shape, classes);
-  if (options.model == "lenet") return make_lenet(sample_shape, classes);
+  if (options.model == "lenet") return make_lenet(options, sample_shape, classes);
   if (options.model == "resnet") return make_resnet(options, sample_shape, classes);
   if (options.model == "gpt") return make_gpt(options, sample_shape, classes);
   throw UsageError(fmt::format("model '{}' is unknown", options.model));

@@ -16,6 +16,7 @@ struct ModelOptions {
   std::int64_t layers = 4;                        ///< gpt
   std::int64_t width = 128;
   std::int64_t heads = 4;
+  float dropout = 0;  ///< mlp, lenet: of what goes into Dense layers; gpt: of what is added to the residual
 };
 
 /// Throws UsageError for sizes that cannot be. Local.

@@ -219,6 +219,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "layers", po::value(&o.network.layers)->default_value(o.network.layers), "gpt: blocks")(
       "width", po::value(&o.network.width)->default_value(o.network.width), "gpt: features of a position")(
       "heads", po::value(&o.network.heads)->default_value(o.network.heads), "gpt: heads of the attention")(
+      "dropout", po::value(&o.network.dropout)->default_value(o.network.dropout, "0"),
+      "mlp, lenet, gpt: the share of features that is left out in training")(
       "context", po::value(&o.context)->default_value(o.context), "text: bytes of a sample")(
       "optimizer", po::value(&o.optimizer)->default_value(o.optimizer),
       "sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad, lars or lamb")(

@@ -9,6 +9,15 @@ namespace lockstep {
 /// Elementary functions that a compiler can form vectors of, and whose bits are those of this source, not of
 /// the machine's mathematical library. Each is good to a few units in the last place, and keeps NaN.
 
+/// a * b + c, rounded once where the CPU can and this is compiled for it.
+inline float fused(float a, float b, float c) noexcept {
+#ifdef __FMA__
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 /// e^x. Beyond the range of float: 0 below -87.3, infinity above 88.7.
 inline float fast_exp(float x) noexcept {
   constexpr float kLow = -87.33654F;
@@ -16,15 +25,15 @@ inline float fast_exp(float x) noexcept {
   float y = x < kLow ? kLow : x;
   y = y > kHigh ? kHigh : y;
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number
-  const float whole = (y * 1.44269504F + kRound) - kRound;
-  const float r = (y - whole * 0.693359375F) + whole * 2.12194440e-4F;
+  const float whole = fused(y, 1.44269504F, kRound) - kRound;
+  const float r = fused(whole, 2.12194440e-4F, fused(whole, -0.693359375F, y));
   float p = 1.9875691500e-4F;
-  p = p * r + 1.3981999507e-3F;
-  p = p * r + 8.3334519073e-3F;
-  p = p * r + 4.1665795894e-2F;
-  p = p * r + 1.6666665459e-1F;
-  p = p * r + 5.0000001201e-1F;
-  p = p * (r * r) + r + 1.0F;
+  p = fused(p, r, 1.3981999507e-3F);
+  p = fused(p, r, 8.3334519073e-3F);
+  p = fused(p, r, 4.1665795894e-2F);
+  p = fused(p, r, 1.6666665459e-1F);
+  p = fused(p, r, 5.0000001201e-1F);
+  p = fused(p, r * r, r) + 1.0F;
   // In two steps, since 2^128 is no float. A NaN has no whole part; any power will do for it.
   const float safe = whole == whole ? whole : 0.0F;
   const auto n = static_cast<std::int32_t>(safe);
@@ -48,16 +57,16 @@ inline float fast_tanh(float x) noexcept {
   y = y > kEnd ? kEnd : y;
   const float s = y * y;
   float p = -2.76076847742355e-16F;
-  p = p * s + 2.00018790482477e-13F;
-  p = p * s + -8.60467152213735e-11F;
-  p = p * s + 5.12229709037114e-08F;
-  p = p * s + 1.48572235717979e-05F;
-  p = p * s + 6.37261928875436e-04F;
-  p = p * s + 4.89352455891786e-03F;
+  p = fused(p, s, 2.00018790482477e-13F);
+  p = fused(p, s, -8.60467152213735e-11F);
+  p = fused(p, s, 5.12229709037114e-08F);
+  p = fused(p, s, 1.48572235717979e-05F);
+  p = fused(p, s, 6.37261928875436e-04F);
+  p = fused(p, s, 4.89352455891786e-03F);
   float q = 1.19825839466702e-06F;
-  q = q * s + 1.18534705686654e-04F;
-  q = q * s + 2.26843463243900e-03F;
-  q = q * s + 4.89352518554385e-03F;
+  q = fused(q, s, 1.18534705686654e-04F);
+  q = fused(q, s, 2.26843463243900e-03F);
+  q = fused(q, s, 4.89352518554385e-03F);
   return y * p / q;
 }
 
@@ -67,17 +76,17 @@ inline float fast_erf(float x) noexcept {
   y = y > 4.0F ? 4.0F : y;
   const float s = y * y;
   float p = -2.72614225801306e-10F;
-  p = p * s + 2.77068142495902e-08F;
-  p = p * s + -2.10102402082508e-06F;
-  p = p * s + -5.69250639462346e-05F;
-  p = p * s + -7.34990630326855e-04F;
-  p = p * s + -2.95459980854025e-03F;
-  p = p * s + -1.60960333262415e-02F;
+  p = fused(p, s, 2.77068142495902e-08F);
+  p = fused(p, s, -2.10102402082508e-06F);
+  p = fused(p, s, -5.69250639462346e-05F);
+  p = fused(p, s, -7.34990630326855e-04F);
+  p = fused(p, s, -2.95459980854025e-03F);
+  p = fused(p, s, -1.60960333262415e-02F);
   float q = -1.45660718464996e-05F;
-  q = q * s + -2.13374055278905e-04F;
-  q = q * s + -1.68282697438203e-03F;
-  q = q * s + -7.37332916720468e-03F;
-  q = q * s + -1.42647390514189e-02F;
+  q = fused(q, s, -2.13374055278905e-04F);
+  q = fused(q, s, -1.68282697438203e-03F);
+  q = fused(q, s, -7.37332916720468e-03F);
+  q = fused(q, s, -1.42647390514189e-02F);
   const float inside = y * p / q;
   const float below = x <= -4.0F ? -1.0F : inside;
   return x >= 4.0F ? 1.0F : below;

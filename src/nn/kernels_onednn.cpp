@@ -9,6 +9,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/nn/elementwise.hpp>
 
 #include "kernels_internal.hpp"
 
@@ -132,21 +133,20 @@ class OneDnnConvolution final : public Convolution {
                        std::span<float> bias_gradient) override {
     guarded("the gradient of a convolution's weights", [&] {
       Sized& sized = at(samples);
-      Pass& pass = weight_gradient_pass(sized, !bias_gradient.empty());
+      Pass& pass = weight_gradient_pass(sized);
       point(sized.input, input);
       point(sized.output, output_gradient);
-      if (!bias_gradient.empty()) point(sized.bias, bias_gradient);
       point(pass.plain, weight_gradient);
       if (pass.reorder == nullptr) point(pass.packed, weight_gradient);
-      pass.primitive->run<4>(stream_,
-                             {{{DNNL_ARG_SRC, &sized.input},
-                               {DNNL_ARG_DIFF_DST, &sized.output},
-                               {DNNL_ARG_DIFF_WEIGHTS, &pass.packed},
-                               {DNNL_ARG_DIFF_BIAS, bias_gradient.empty() ? nullptr : &sized.bias}}});
+      pass.primitive->run<3>(stream_, {{{DNNL_ARG_SRC, &sized.input},
+                                        {DNNL_ARG_DIFF_DST, &sized.output},
+                                        {DNNL_ARG_DIFF_WEIGHTS, &pass.packed}}});
       if (pass.reorder != nullptr) {
         pass.reorder->run<2>(stream_, {{{DNNL_ARG_FROM, &pass.packed}, {DNNL_ARG_TO, &pass.plain}}});
       }
     });
+    // Not by the library, which has but short vectors for it.
+    if (!bias_gradient.empty()) column_sums(output_gradient, bias_gradient);
   }
 
  private:
@@ -170,7 +170,7 @@ class OneDnnConvolution final : public Convolution {
     dnnl::memory input, output, bias;
     std::array<Pass, 2> forward;  // without and with bias; all are made when first used
     Pass input_gradient;
-    std::array<Pass, 2> weight_gradient;
+    Pass weight_gradient;
   };
 
   void pack(Pass& pass, std::span<const float> weight) {
@@ -244,17 +244,14 @@ class OneDnnConvolution final : public Convolution {
     return pass;
   }
 
-  Pass& weight_gradient_pass(Sized& sized, bool bias) const {
+  Pass& weight_gradient_pass(Sized& sized) const {
     using Backward = dnnl::convolution_backward_weights;
-    Pass& pass = sized.weight_gradient[bias ? 1 : 0];
+    Pass& pass = sized.weight_gradient;
     if (pass.primitive == nullptr) {
-      const auto desc =
-          bias ? Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.bias_desc,
-                                sized.output_desc, sized.stride, sized.padding, sized.padding)
-               : Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc,
-                                sized.stride, sized.padding, sized.padding);
-      const Backward::primitive_desc described(desc, own_scratchpad(), engine(),
-                                               describe_forward(sized, bias));
+      const Backward::primitive_desc described(
+          Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc, sized.stride,
+                         sized.padding, sized.padding),
+          own_scratchpad(), engine(), describe_forward(sized, false));
       pass = make_pass(Backward(described), described.scratchpad_desc(), described.diff_weights_desc(),
                        sized.weight_desc, true);
     }

@@ -4,29 +4,10 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/nn/elementwise.hpp>
 #include <lockstep/nn/layer_norm.hpp>
 
 namespace lockstep {
-namespace {
-
-/// Sum of term(0), term(1), ..., in 16 lanes (element i belongs to lane i mod 16), then in a fixed tree.
-template <class Term>
-float lane_sum(std::size_t count, Term&& term) {
-  constexpr std::size_t kLanes = 16;
-  float lanes[kLanes] = {};
-  std::size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
-  }
-  for (std::size_t lane = 0; i + lane < count; ++lane) lanes[lane] += term(i + lane);
-  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (std::size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
-}
-
-}  // namespace
-
 LayerNorm::LayerNorm(float epsilon) : epsilon_(epsilon) {
   if (!(epsilon > 0)) throw UsageError(fmt::format("the epsilon of a norm is above 0 (got {})", epsilon));
 }

@@ -26,6 +26,7 @@ class Report(EndToEnd):
         self.assertRegex(report["parameters_digest"], "^[0-9a-f]{32}$")
         self.assertTrue(0 < report["first_step_seconds"] < report["seconds"])
         self.assertGreater(report["samples_per_second"], 0)
+        self.assertTrue(1 << 20 < report["peak_memory_bytes"] < 1 << 32, report["peak_memory_bytes"])
         # 144-32-5: two passes over the first layer's weights, three over the second's.
         self.assertEqual(report["flops_per_sample"], 2 * (2 * 144 * 32 + 3 * 32 * 5))
         for key in ("flops_per_second", "matrix_peak_flops_per_second", "share_of_matrix_peak"):

@@ -47,12 +47,29 @@ float largest(std::span<const float> values) noexcept;
 /// target += source, element by element.
 void add(std::span<const float> source, std::span<float> target) noexcept;
 
-/// sums[j] = rows[0][j] + rows[1][j] + ..., from the first row to the last.
+/// sums[j] = the sum of rows[i][j] over all i: four rows at a time, ((0 + 1) + (2 + 3)), from the first to
+/// the last.
 void column_sums(std::span<const float> rows, std::span<float> sums) noexcept;
 
 /// output [columns, rows] = input [rows, columns], transposed.
 void transpose(std::size_t rows, std::size_t columns, std::span<const float> input,
                std::span<float> output) noexcept;
+
+/// Sum of term(0), term(1), ..., in 16 lanes (element i belongs to lane i mod 16), then in a fixed tree.
+template <class Term>
+float lane_sum(std::size_t count, Term&& term) {
+  constexpr std::size_t kLanes = 16;
+  float lanes[kLanes] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
+  }
+  for (std::size_t lane = 0; i + lane < count; ++lane) lanes[lane] += term(i + lane);
+  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+    for (std::size_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
 
 /// Sum of the squares of value(0), value(1), ..., value(count - 1) in double: 16 lanes (element i belongs to
 /// lane i mod 16), then the lanes in a fixed tree.

@@ -1,0 +1,69 @@
+#include "small_product.hpp"
+
+#include <cstring>
+
+namespace lockstep {
+namespace {
+
+// Vectors as gcc and clang both have them; where the CPU's are shorter, they take several.
+constexpr std::int64_t kLanes = 16;
+using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
+
+Vector load(const float* from) noexcept {
+  Vector vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+void store(const Vector& vector, float* to) noexcept {
+  std::memcpy(to, &vector, sizeof vector);
+}
+
+/// Rows x (Vectors * kLanes) elements of C, which stay in registers.
+template <int Rows, int Vectors>
+void tile(std::int64_t k, const StridedMatrix& a, const float* b, std::int64_t ldb, bool accumulate, float* c,
+          std::int64_t ldc) noexcept {
+  Vector sums[Rows][Vectors];
+  for (int i = 0; i < Rows; ++i) {
+    for (int v = 0; v < Vectors; ++v) sums[i][v] = accumulate ? load(c + i * ldc + v * kLanes) : Vector{};
+  }
+  for (std::int64_t p = 0; p < k; ++p) {
+    Vector row[Vectors];
+    for (int v = 0; v < Vectors; ++v) row[v] = load(b + p * ldb + v * kLanes);
+    for (int i = 0; i < Rows; ++i) {
+      const float factor = a.values[i * a.row + p * a.column];
+      for (int v = 0; v < Vectors; ++v) sums[i][v] += factor * row[v];
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int v = 0; v < Vectors; ++v) store(sums[i][v], c + i * ldc + v * kLanes);
+  }
+}
+
+template <int Rows>
+void rows(std::int64_t n, std::int64_t k, const StridedMatrix& a, const float* b, std::int64_t ldb,
+          bool accumulate, float* c, std::int64_t ldc) noexcept {
+  std::int64_t j = 0;
+  for (; j + 2 * kLanes <= n; j += 2 * kLanes) tile<Rows, 2>(k, a, b + j, ldb, accumulate, c + j, ldc);
+  for (; j + kLanes <= n; j += kLanes) tile<Rows, 1>(k, a, b + j, ldb, accumulate, c + j, ldc);
+  for (; j < n; ++j) {
+    for (int i = 0; i < Rows; ++i) {
+      float sum = accumulate ? c[i * ldc + j] : 0.0F;
+      for (std::int64_t p = 0; p < k; ++p) sum += a.values[i * a.row + p * a.column] * b[p * ldb + j];
+      c[i * ldc + j] = sum;
+    }
+  }
+}
+
+}  // namespace
+
+void small_product(std::int64_t m, std::int64_t n, std::int64_t k, const StridedMatrix& a, const float* b,
+                   std::int64_t ldb, bool accumulate, float* c, std::int64_t ldc) noexcept {
+  constexpr int kRows = 8;  // with two vectors each: 16 of 32 registers, enough for the latency of an addition
+  std::int64_t i = 0;
+  const auto below = [&] { return StridedMatrix{a.values + i * a.row, a.row, a.column}; };
+  for (; i + kRows <= m; i += kRows) rows<kRows>(n, k, below(), b, ldb, accumulate, c + i * ldc, ldc);
+  for (; i < m; ++i) rows<1>(n, k, below(), b, ldb, accumulate, c + i * ldc, ldc);
+}
+
+}  // namespace lockstep

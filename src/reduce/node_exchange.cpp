@@ -152,26 +152,29 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
   constexpr std::size_t kRoundedBucket = std::size_t{1} << 20;
   const bool rounded = !options.residual.empty();
   const std::size_t chosen_bytes = rounded ? kRoundedBucket : options.bucket_bytes;
+  const double bytes = static_cast<double>(elements * sizeof(float));
+  const double nodes = topology.nodes;
+  const double share = bytes / topology.columns;
+  const bool automatic = options.exchange == ReducerOptions::Exchange::automatic;
+  // Whatever the network is like.
+  constexpr double kSurelyDoubling = 4096;
+  const bool surely_doubling = automatic && share <= kSurelyDoubling && !plan.shard;
   Link link;
-  if (!rounded && (chosen_bytes == 0 || options.exchange == ReducerOptions::Exchange::automatic)) {
+  if (!rounded && !surely_doubling && (chosen_bytes == 0 || automatic)) {
     if (topology.node.rank() == 0) link = measure(topology);
     topology.world.broadcast_values(std::span(&link, 1));
   }
-  const double bytes = static_cast<double>(elements * sizeof(float));
-  const double nodes = topology.nodes;
-  if (options.exchange == ReducerOptions::Exchange::automatic) {
+  if (automatic) {
     // Copies and additions of a message that stays in the cache.
     constexpr double kSecondsPerByte = 0.3e-9;
     const double rounds =
         std::ceil(std::log2(nodes)) + (std::has_single_bit(static_cast<unsigned>(topology.nodes)) ? 0 : 1);
-    const double share = bytes / topology.columns;
     const double doubling =
         rounds * (link.latency + share * (link.seconds_per_byte * topology.columns + kSecondsPerByte));
     const double in_buckets = 2 * link.latency + 2 * (nodes - 1) * 0.2 * link.latency +
                               2 * (nodes - 1) / nodes * bytes * link.seconds_per_byte;
     constexpr double kMaxDoubling = 1 << 20;
-    constexpr double kSurelyDoubling = 4096;
-    plan.doubling = share <= kSurelyDoubling || (share <= kMaxDoubling && doubling < in_buckets);
+    plan.doubling = surely_doubling || (share <= kMaxDoubling && doubling < in_buckets);
   } else {
     plan.doubling = options.exchange == ReducerOptions::Exchange::doubling;
   }

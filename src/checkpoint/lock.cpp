@@ -243,13 +243,16 @@ void DirectoryLock::acquire() {
   // Each keeps its own time: a claim that is looked at must not make the lock look fresh.
   Waiting waiting(*this);
   Waiting waiting_for_claim(*this);
+  std::optional<std::string> seen;
+  std::optional<LockHolder> previous;
   for (;;) {
     const auto text = read_text(*directory_, kLock);
     if (!text) {
       if (claim_free()) return;
       continue;
     }
-    const auto previous = parse(*text);
+    if (text != seen) previous = parse(*text);
+    seen = text;
     if (waiting.is_dead(*text, previous)) {
       if (take_over(*text, previous, waiting_for_claim)) return;
     } else {

@@ -32,8 +32,8 @@ namespace {
 
 constexpr std::int64_t kLastStep = 6;
 constexpr std::int64_t kMicroBatches = 4;
-constexpr std::int64_t kElements = 5;
-constexpr double kHangLimit = 20;  // seconds
+constexpr std::size_t kElements = 20;  // more than a cache line, so that two ranks have parts
+constexpr double kHangLimit = 20;      // seconds
 constexpr double kGrace = 5;
 constexpr double kTakeOver = 100;  // twice the 30 s without a heartbeat of another host, and some work
 constexpr double kNoticed = 0.5;   // a dead rank ends its neighbours within this
@@ -73,14 +73,16 @@ struct Model {
     }
     if (spoil) context.say_not_finite();
     context.reduce_micro_batches();
-    context.finish();
+    if (!context.shares_parameters()) context.finish();
     const auto sum = context.sum();
     const auto parameters = context.state().parameters();
     const auto velocity = context.state().slot_values("velocity");
-    for (std::size_t i = 0; i < kElements; ++i) {
+    const ElementRange mine = context.slice();
+    for (std::size_t i = mine.first; i < std::min(mine.last, kElements); ++i) {
       velocity[i] = 0.9F * velocity[i] + sum[i];
       parameters[i] -= 0.1F * velocity[i];
     }
+    if (context.shares_parameters()) context.finish();
     counter[0] += context.number();
     return {{"loss", 0.5}};
   }
@@ -92,6 +94,7 @@ struct Model {
 /// What a run that nothing disturbs comes to, after each step.
 struct Expected {
   std::vector<Digest> states;
+  std::vector<Digest> parameters;
   std::vector<Digest> images;
 };
 
@@ -166,6 +169,8 @@ struct Plan {
   double seconds = 0;   // of a hang
   bool noticed = true;  // neighbours hear of a dead rank; else the limit of waits ends them
   bool deferred = false;
+  bool shares = false;  // ranks of a node share parameters,
+  bool shards = false;  // and each keeps its part of the slots
 
   std::vector<Act> acts;            // many of them in one step
   bool in_step_fn = false;          // steps are run by a step function,
@@ -203,8 +208,13 @@ class Listener final : public Log::Sink {
 class Watcher final : public SessionRunHook {
  public:
   Watcher(Machine& machine, Process& process, const Expected& expected, std::vector<std::int64_t>& begun,
-          std::int64_t& newest_step)
-      : machine_(machine), process_(process), expected_(expected), begun_(begun), newest_step_(newest_step) {}
+          std::int64_t& newest_step, bool shards)
+      : machine_(machine),
+        process_(process),
+        expected_(expected),
+        begun_(begun),
+        newest_step_(newest_step),
+        shards_(shards) {}
   std::string_view name() const override { return "watcher"; }
   void after_create_session(RunContext& context) override {
     if (!process_.alive) return;
@@ -230,8 +240,10 @@ class Watcher final : public SessionRunHook {
  private:
   void check(RunContext& context, std::string_view what) {
     const auto step = static_cast<std::size_t>(context.global_step());
+    // Of the slots a rank may have its part alone; the checkpoints have all.
     if (step >= expected_.states.size() ||
-        content_digest(context.state().entries()) != expected_.states[step]) {
+        (shards_ ? digest_of(std::as_bytes(context.state().parameters())) != expected_.parameters[step]
+                 : content_digest(context.state().entries()) != expected_.states[step])) {
       machine_.broken(
           fmt::format("P1, R3: rank {} {} and has other values at step {} than an undisturbed run",
                       process_.rank, what, step));
@@ -242,6 +254,7 @@ class Watcher final : public SessionRunHook {
   const Expected& expected_;
   std::vector<std::int64_t>& begun_;
   std::int64_t& newest_step_;
+  bool shards_;
   bool created_ = false;
 };
 
@@ -400,6 +413,8 @@ class Run {
     host_ = draw().chance(machine_.stale_listings ? 0.2 : 0.5) ? host_ : host_ == "north" ? "south" : "north";
     plan.host = host_;
     plan.deferred = draw().chance(0.5);
+    plan.shares = draw().chance(0.4);
+    plan.shards = plan.shares && draw().chance(0.6);
     if (undisturbed) return plan;
     plan.fault = static_cast<Fault>(draw().below(static_cast<std::uint64_t>(Fault::time_limit) + 1));
     // With an old listing and a state file that could not be written nobody could know of the newest
@@ -601,6 +616,8 @@ class Run {
     SessionConfig& config = options.config;
     config.micro_batches = kMicroBatches;
     config.ranks_per_node = plan.ranks_per_node;
+    config.share_parameters = plan.shares;
+    config.shard_optimizer = plan.shards;
     if (plan.fault == Fault::time_limit)
       config.max_run_secs = 0.003;
     else if (plans(plan, Deed::out_of_time))
@@ -626,7 +643,8 @@ class Run {
       policy.log = Log(listener);
       const Communicator comm = world.with_policy(policy);
       Model model;
-      const auto watcher = std::make_shared<Watcher>(machine_, process, expected_, begun_, newest_step_);
+      const auto watcher =
+          std::make_shared<Watcher>(machine_, process, expected_, begun_, newest_step_, plan.shards);
       const auto doer = std::make_shared<Doer>(machine_, process, plan.acts);
       const auto gatherer =
           std::make_shared<Gatherer>(machine_, std::max<std::int64_t>(1, plan.gather_every));
@@ -850,6 +868,7 @@ Expected make_expected() {
     CheckpointImage image(model.state.entries());
     for (std::int64_t step = 0;; ++step) {
       expected.states.push_back(content_digest(model.state.entries()));
+      expected.parameters.push_back(digest_of(std::as_bytes(model.state.parameters())));
       image.snapshot();
       expected.images.push_back(digest_of(image.bytes()));
       if (step == kLastStep) break;

@@ -15,7 +15,8 @@
 namespace lockstep::test {
 namespace {
 
-constexpr double kTick = 2e-6;  // seconds that a look at a clock takes
+constexpr double kTick = 2e-6;    // seconds that a look at a clock takes
+constexpr double kOversleep = 8;  // times what was asked for, at most
 
 void redo(const Disk::Change& change, Names& names) {
   if (!change.from.empty()) names.erase(change.from);
@@ -362,7 +363,7 @@ class SimClock final : public Clock {
   }
   void sleep(Seconds duration) override {
     Machine& machine = *process_.machine;
-    machine.time += duration.count();
+    machine.time += duration.count() * machine.draw.uniform(1, kOversleep);
     for (const auto& other : machine.processes) {
       if (other->alive && other->asleep_until <= machine.time) run_beside(*other);
     }

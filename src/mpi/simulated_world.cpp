@@ -240,7 +240,7 @@ class Scheduler {
   std::size_t current_ = 0;
   const std::function<void(int)>* body_ = nullptr;
   ucontext_t scheduler_{};
-  std::jmp_buf scheduler_jump_{};
+  [[maybe_unused]] std::jmp_buf scheduler_jump_{};
   const void* scheduler_stack_ = nullptr;
   std::size_t scheduler_stack_size_ = 0;
 };

@@ -81,9 +81,9 @@ def run_each(ranks, program, *options, limit=LIMIT):
 
 
 def rank_of(pid):
-    """The rank of a process that mpirun started."""
+    """The rank of a process that mpirun started; None of one that is not yet, or no longer, a rank."""
     words = pathlib.Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
-    return next(int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK="))
+    return next((int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK=")), None)
 
 
 def stands_still(pid):

@@ -21,6 +21,7 @@
 #include <lockstep/train/evaluator.hpp>
 
 #include "checkpoint_choice.hpp"
+#include "evaluation_text.hpp"
 #include "models.hpp"
 #include "program.hpp"
 #include "setup.hpp"
@@ -61,8 +62,9 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
       "for how long; 0: no limit")("key_file", po::value(&o.key_file),
                                    "read only what was signed with this secret")(
       "dataset", po::value(&o.data.dataset)->default_value(o.data.dataset),
-      "fashion-mnist (Debian's package), idx (the four MNIST files, plain or .gz), cifar10 (binary files) or "
-      "text")("data_dir", po::value(&o.data.data_dir), "where the data set lies")(
+      "fashion-mnist (Debian's package), idx (the four MNIST files, plain or .gz), cifar10 (binary files), "
+      "text or npy (test_inputs.npy and test_targets.npy)")("data_dir", po::value(&o.data.data_dir),
+                                                            "where the data set lies")(
       "split", po::value(&o.split)->default_value(o.split), "test or train")(
       "kernels", po::value(&o.kernels), "matrix library: auto, onednn or eigen; default: as in training")(
       "report", po::value(&o.report), "write results here as JSON")(
@@ -83,7 +85,7 @@ std::pair<EvalOptions, std::string> parse(int argc, const char* const* argv) {
     return {o, text.str()};
   }
   if (values.count("version") != 0) return {o, version_text() + "\n"};
-  check_word("dataset", o.data.dataset, {"fashion-mnist", "idx", "cifar10", "text"}, {"hdf5"});
+  check_word("dataset", o.data.dataset, {"fashion-mnist", "idx", "cifar10", "text", "npy"}, {"hdf5"});
   check_word("split", o.split, {"test", "train"});
   if (!o.kernels.empty()) check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
   if (o.checkpoint_dir.empty())
@@ -111,7 +113,8 @@ struct Recipe {
   std::string sizes;  ///< of the model
   std::string kernels;
   std::int64_t step = 0;
-  std::int64_t classes = 0;
+  std::string loss;          ///< empty: the data has labels
+  std::int64_t classes = 0;  ///< 0: it has values
   std::int64_t micro_batch = 0;
   std::int64_t context = 1;  ///< of a text
 };
@@ -160,7 +163,8 @@ Recipe recipe_of(const CheckpointFile& file) {
           required(file, size_setting(required(file, "model"))),
           required(file, "kernels"),
           file.step(),
-          required_number(file, "classes"),
+          setting_of(file, "loss").value_or(""),
+          setting_of(file, "loss") ? 0 : required_number(file, "classes"),
           required_number(file, "micro_batch"),
           setting_of(file, "context") ? required_number(file, "context") : 1};
 }
@@ -171,6 +175,7 @@ void share(const Communicator& comm, Recipe& recipe) {
   recipe.model = comm.broadcast_text(recipe.model);
   recipe.sizes = comm.broadcast_text(recipe.sizes);
   recipe.kernels = comm.broadcast_text(recipe.kernels);
+  recipe.loss = comm.broadcast_text(recipe.loss);
   std::int64_t numbers[] = {recipe.step, recipe.classes, recipe.micro_batch, recipe.context};
   comm.broadcast_values(std::span(numbers));
   recipe.step = numbers[0];
@@ -263,15 +268,21 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
   try {
     dataset =
         load_dataset({options.data.dataset, options.data.data_dir, recipe.context}, machine.files,
-                     options.split == "train" ? Split::train : Split::test, static_cast<int>(recipe.classes));
+                     options.split == "train" ? Split::train : Split::test,
+                     recipe.classes > 0 ? std::optional(static_cast<int>(recipe.classes)) : std::nullopt);
   } catch (...) {
     failure = std::current_exception();
   }
   throw_together(comm, failure);
 
   const auto kernels = kernels_for(options, recipe, log);
-  Sequential model = make_model(model_options(recipe.model, recipe.sizes), dataset->sample_shape(),
-                                static_cast<int>(recipe.classes));
+  ModelOptions network = model_options(recipe.model, recipe.sizes);
+  if ((dataset->target_elements() > 0) != !recipe.loss.empty()) {
+    throw EnvironmentError(fmt::format("checkpoint {} was trained on {}, not what this data set has",
+                                       recipe.name, recipe.loss.empty() ? "labels" : "values"));
+  }
+  if (!recipe.loss.empty()) network.loss = recipe.loss;
+  Sequential model = make_model(network, *dataset);
   State state;
   model.declare(state);
   PlainAllocator allocator;
@@ -285,21 +296,18 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
 
   const Evaluation result = evaluate(comm, model, *kernels, *dataset, recipe.micro_batch);
   on_chief(comm, "the chief to write its report", [&] {
-    std::puts(fmt::format("{} accuracy {:.4f}, loss {:.4f} over {} samples", options.split, result.accuracy,
-                          result.loss, result.samples)
-                  .c_str());
+    std::puts((options.split + " " + evaluation_text(result)).c_str());
     if (options.report.empty()) return;
-    const nlohmann::json report = {{"checkpoint", recipe.name},
-                                   {"global_step", recipe.step},
-                                   {"split", options.split},
-                                   {"samples", result.samples},
-                                   {"accuracy", result.accuracy},
-                                   {"loss", result.loss},
-                                   {"parameters_digest", state.parameters_digest().hex()},
-                                   {"ranks", comm.size()},
-                                   {"kernels", kernels->description()},
-                                   {"seconds", (machine.clock->now() - machine.started).count()},
-                                   {"version", version_text()}};
+    nlohmann::json report = {{"checkpoint", recipe.name},
+                             {"global_step", recipe.step},
+                             {"split", options.split},
+                             {"samples", result.samples},
+                             {"parameters_digest", state.parameters_digest().hex()},
+                             {"ranks", comm.size()},
+                             {"kernels", kernels->description()},
+                             {"seconds", (machine.clock->now() - machine.started).count()},
+                             {"version", version_text()}};
+    for (const auto& [name, value] : evaluation_values(result)) report[name] = value;
     write_text(options.report, report.dump(2) + "\n", machine.files);
   });
   return ExitCode::done;

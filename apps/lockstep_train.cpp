@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -26,6 +27,7 @@
 #include <lockstep/train/trainer.hpp>
 
 #include "checkpoint_choice.hpp"
+#include "evaluation_text.hpp"
 #include "models.hpp"
 #include "placement.hpp"
 #include "program.hpp"
@@ -142,7 +144,8 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("data_digest", dataset.digest().hex());
   state.setting("data_samples", std::to_string(dataset.size()));
   if (options.dataset == "text") state.setting("context", std::to_string(options.context));
-  state.setting("classes", std::to_string(dataset.classes()));
+  if (dataset.classes() > 0) state.setting("classes", std::to_string(dataset.classes()));
+  if (dataset.target_elements() > 0) state.setting("loss", options.network.loss);
 }
 
 MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options, const Machine& machine,
@@ -220,7 +223,7 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainO
   const auto or_null = [](const auto& value) {
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
   };
-  return {
+  nlohmann::json report = {
       {"global_step", session.global_step()},
       {"ranks", world.size()},
       {"nodes", session.topology().nodes},
@@ -228,8 +231,6 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainO
       {"global_batch", batch.global_batch},
       {"micro_batch", batch.micro_batch},
       {"loss", or_null(loss)},
-      {"test_accuracy", evaluation ? nlohmann::json(evaluation->accuracy) : nlohmann::json(nullptr)},
-      {"test_loss", evaluation ? nlohmann::json(evaluation->loss) : nlohmann::json(nullptr)},
       {"parameters", state.parameter_count()},
       {"parameters_digest", state.parameters_digest().hex()},
       {"buffers_digest", content_digest(state.entries(), "/buffers/").hex()},
@@ -251,6 +252,10 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainO
       {"shard_optimizer", options.shard_optimizer},
       {"same_bits", same_bits(options)},
       {"version", version_text()}};
+  for (const auto& [name, value] : evaluation_values(evaluation)) {
+    report["test_" + name] = std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(nullptr);
+  }
+  return report;
 }
 
 /// How much of what the cores can do was used; nulls for runs too short to tell.
@@ -282,7 +287,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   const auto kernels = make_kernels(kernel_choice(options.kernels));
   const auto optimizer = make_optimizer(options);
   const auto dataset = finish_loading(comm, options, machine, load);
-  Sequential model = make_model(options.network, dataset->sample_shape(), dataset->classes());
+  Sequential model = make_model(options.network, *dataset);
   State state;
   model.declare(state);
   optimizer->declare(state);
@@ -298,8 +303,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                        options.threads == 1 ? "" : "s"));
   report_placement(comm, log);
   warn_of_unused_tasks(comm, log);
-  log.info(fmt::format("data: {} samples of {} in {} classes", dataset->size(),
-                       to_string(dataset->sample_shape()), dataset->classes()));
+  log.info(fmt::format("data: {} samples of {} {}", dataset->size(), to_string(dataset->sample_shape()),
+                       dataset->classes() > 0 ? fmt::format("in {} classes", dataset->classes())
+                                              : "with values of " + to_string(dataset->target_shape())));
   log.info(fmt::format("model: {}, {} parameters, {:.3g} Mflop a sample", options.network.model,
                        state.parameter_count(), static_cast<double>(model.flops_per_sample()) * 1e-6));
   log.info(fmt::format("steps: {} of {} samples in {} micro-batches of {}, {}, learning rate {}", last_step,
@@ -399,8 +405,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     }
     throw_together(comm, failure);
     evaluation = evaluate(comm, model, *kernels, *test, batch.micro_batch);
-    log.info(fmt::format("test accuracy {:.4f}, loss {:.4f} over {} samples", evaluation->accuracy,
-                         evaluation->loss, evaluation->samples));
+    log.info("test " + evaluation_text(*evaluation));
   }
   if (timing.samples_per_second > 0) log.info(fmt::format("{:.0f} samples/s", timing.samples_per_second));
   const std::vector<std::int64_t> memory = comm.all_gather(peak_memory());

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include <lockstep/data/dataset.hpp>
 #include <lockstep/nn/sequential.hpp>
 
 namespace lockstep {
@@ -16,14 +17,19 @@ struct ModelOptions {
   std::int64_t layers = 4;                        ///< gpt
   std::int64_t width = 128;
   std::int64_t heads = 4;
+  std::int64_t levels = 3;     ///< unet
+  std::int64_t channels = 16;  ///< of its first level; each below has twice as many
   float dropout = 0;  ///< mlp, lenet: of what goes into Dense layers; gpt: of what is added to the residual
+  float label_smoothing = 0;  ///< where the data has labels
+  std::string loss = "mse";   ///< where it has values: mse, l1, huber or bce
 };
 
 /// Throws UsageError for sizes that cannot be. Local.
 void check_model(const ModelOptions& options);
 
-/// The network for samples of `sample_shape`. Throws UsageError when they do not go together. Local.
-Sequential make_model(const ModelOptions& options, const Shape& sample_shape, int classes);
+/// The network for the samples and the labels or values of `dataset`. Throws UsageError when they do not go
+/// together. Local.
+Sequential make_model(const ModelOptions& options, const Dataset& dataset);
 
 /// The setting that keeps the sizes in a checkpoint, and its text: "hidden", "512,512".
 std::string size_setting(const std::string& model);

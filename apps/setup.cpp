@@ -9,6 +9,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/data/cifar10.hpp>
 #include <lockstep/data/image_dataset.hpp>
+#include <lockstep/data/npy.hpp>
 #include <lockstep/data/text.hpp>
 
 namespace lockstep {
@@ -25,12 +26,13 @@ std::filesystem::path image_directory(const DataChoice& choice, FileSystem& file
 std::shared_ptr<const Dataset> load_dataset(const DataChoice& choice, FileSystem& files, Split split,
                                             std::optional<int> classes) {
   if (choice.dataset == "text") return load_text(files, choice.data_dir, choice.context, split);
+  if (choice.dataset == "npy") return load_npy(files, choice.data_dir, split);
   if (choice.dataset == "cifar10") return load_cifar10(files, choice.data_dir, split);
   return load_idx_dataset(files, image_directory(choice, files), split, classes);
 }
 
 void probe_test_data(const DataChoice& choice, FileSystem& files) {
-  if (choice.dataset == "text" || choice.dataset == "cifar10") {
+  if (choice.dataset != "fashion-mnist" && choice.dataset != "idx") {
     load_dataset(choice, files, Split::test);  // small, and read in a moment
     return;
   }

@@ -40,21 +40,26 @@ void check_data_dir(const std::string& dataset, const std::string& data_dir) {
   throw UsageError(fmt::format("--dataset {} needs --data_dir, {}", dataset,
                                dataset == "idx"       ? "the directory of the four IDX files"
                                : dataset == "cifar10" ? "the directory of the binary version's files"
+                               : dataset == "npy"     ? "the directory of the four .npy files"
                                                       : "a file, or a directory of files"));
 }
 
 namespace {
 
 void check(const TrainOptions& o) {
-  check_word("dataset", o.dataset, {"fashion-mnist", "idx", "cifar10", "text"}, {"hdf5"});
-  if ((o.network.model == "gpt") != (o.dataset == "text")) {
-    throw UsageError(
-        fmt::format("--model {} cannot learn from --dataset {}; text is for gpt, images for the "
-                    "other models",
-                    o.network.model, o.dataset));
-  }
+  check_word("dataset", o.dataset, {"fashion-mnist", "idx", "cifar10", "text", "npy"}, {"hdf5"});
   check_range<std::int64_t>("context", o.context, 1, 1 << 24);
-  check_word("model", o.network.model, {"mlp", "lenet", "resnet", "gpt"}, {"unet"});
+  check_word("model", o.network.model, {"mlp", "lenet", "resnet", "unet", "gpt"});
+  const bool fits = o.dataset == "text"  ? o.network.model == "gpt"
+                    : o.dataset == "npy" ? o.network.model == "unet" || o.network.model == "mlp"
+                                         : o.network.model != "gpt" && o.network.model != "unet";
+  if (!fits) {
+    throw UsageError(fmt::format(
+        "--model {} cannot learn from --dataset {}; text is for gpt, npy for unet and mlp, images "
+        "for mlp, lenet and resnet",
+        o.network.model, o.dataset));
+  }
+  check_word("loss", o.network.loss, {"mse", "l1", "huber", "bce"});
   check_model(o.network);
   check_word("optimizer", o.optimizer,
              {"sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"});
@@ -211,11 +216,20 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   po::options_description what("What to train");
   what.add_options()("dataset", po::value(&o.dataset)->default_value(o.dataset),
                      "fashion-mnist (Debian's package), idx (the four MNIST files, plain or .gz), cifar10 "
-                     "(binary files) or text")("data_dir", po::value(&o.data_dir), "where the data set lies")(
-      "model", po::value(&o.network.model)->default_value(o.network.model), "mlp, lenet, resnet or gpt")(
-      "hidden", po::value(&hidden)->default_value(hidden),
-      "mlp: widths of the hidden layers; none for no hidden layer")(
+                     "(binary files), text or npy (train_ and test_ inputs.npy and targets.npy: values to "
+                     "predict)")("data_dir", po::value(&o.data_dir), "where the data set lies")(
+      "model", po::value(&o.network.model)->default_value(o.network.model),
+      "mlp, lenet, resnet, unet or gpt")("hidden", po::value(&hidden)->default_value(hidden),
+                                         "mlp: widths of the hidden layers; none for no hidden layer")(
       "depth", po::value(&o.network.depth)->default_value(o.network.depth), "resnet: 20, 32, 56...")(
+      "levels", po::value(&o.network.levels)->default_value(o.network.levels),
+      "unet: each has half the height and width of the one above")(
+      "channels", po::value(&o.network.channels)->default_value(o.network.channels),
+      "unet: of the first level; twice as many in each below")(
+      "loss", po::value(&o.network.loss)->default_value(o.network.loss),
+      "npy: mse, l1, huber or bce (binary cross-entropy)")(
+      "label_smoothing", po::value(&o.network.label_smoothing)->default_value(o.network.label_smoothing, "0"),
+      "the share of a label that is spread over all classes")(
       "layers", po::value(&o.network.layers)->default_value(o.network.layers), "gpt: blocks")(
       "width", po::value(&o.network.width)->default_value(o.network.width), "gpt: features of a position")(
       "heads", po::value(&o.network.heads)->default_value(o.network.heads), "gpt: heads of the attention")(

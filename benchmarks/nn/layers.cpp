@@ -2,10 +2,10 @@
 //
 //   OMP_NUM_THREADS=1 nn_layers [--kernels onednn|eigen] [--precision bf16] [NAME...]
 //
-// NAME selects layers whose line contains it. For each: the best times of forward and backward, and where it has matrix
-// work the share of the matrix peak, which is that of a product of 1024 (fp32), measured before and after. Layers that the
-// aim of 80 % holds for (Dense with all dimensions of at least 128, convolutions of at least 32 channels in and out) are
-// marked.
+// NAME selects layers whose line contains it. For each: the best times of forward and backward, and where it
+// has matrix work the share of the matrix peak, which is that of a product of 1024 (fp32), measured before
+// and after. Layers that the aim of 80 % holds for (Dense with all dimensions of at least 128, convolutions
+// of at least 32 channels in and out) are marked.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -40,8 +40,8 @@ struct Case {
   std::function<std::unique_ptr<Layer>()> make;
   Shape input;
   std::int64_t samples;
-  bool aimed = false;         // at 80 % of the peak
-  bool first = false;         // nobody wants the gradient of its input
+  bool aimed = false;  // at 80 % of the peak
+  bool first = false;  // nobody wants the gradient of its input
 };
 
 std::vector<Case> cases() {
@@ -49,23 +49,33 @@ std::vector<Case> cases() {
   const auto dense = [&](const std::string& network, std::int64_t in, std::int64_t out, std::int64_t samples,
                          bool first = false) {
     all.push_back({fmt::format("{} dense {} -> {}", network, in, out),
-                   [=] { return std::make_unique<Dense>(out, Activation::relu); }, {in}, samples,
-                   std::min({in, out, samples}) >= 128, first});
+                   [=] { return std::make_unique<Dense>(out, Activation::relu); },
+                   {in},
+                   samples,
+                   std::min({in, out, samples}) >= 128,
+                   first});
   };
   const auto positions = [&](std::int64_t in, std::int64_t out) {
     all.push_back({fmt::format("gpt dense {} -> {}", in, out),
-                   [=] { return std::make_unique<Dense>(out, DenseOptions{.each_position = true}); }, {128, in}, 16, true});
+                   [=] { return std::make_unique<Dense>(out, DenseOptions{.each_position = true}); },
+                   {128, in},
+                   16,
+                   true});
   };
-  const auto conv = [&](const std::string& network, const Shape& input, std::int64_t filters, std::int64_t kernel,
-                        ConvolutionOptions options, std::int64_t samples, bool first = false) {
-    all.push_back({fmt::format("{} conv {} -> {}, {}x{} at {}x{}{}", network, input[2], filters, kernel, kernel, input[0],
-                               input[1], options.stride > 1 ? ", stride 2" : ""),
+  const auto conv = [&](const std::string& network, const Shape& input, std::int64_t filters,
+                        std::int64_t kernel, ConvolutionOptions options, std::int64_t samples,
+                        bool first = false) {
+    all.push_back({fmt::format("{} conv {} -> {}, {}x{} at {}x{}{}", network, input[2], filters, kernel,
+                               kernel, input[0], input[1], options.stride > 1 ? ", stride 2" : ""),
                    [=] { return std::make_unique<Conv2d>(filters, kernel, options); }, input, samples,
                    std::min(input[2], filters) >= 32, first});
   };
-  const auto other = [&]<class T>(const std::string& network, T, Shape input, std::int64_t samples, auto... arguments) {
-    all.push_back({network, [=]() -> std::unique_ptr<Layer> { return std::make_unique<typename T::type>(arguments...); },
-                   std::move(input), samples});
+  const auto other = [&]<class T>(const std::string& network, T, Shape input, std::int64_t samples,
+                                  auto... arguments) {
+    all.push_back(
+        {network,
+         [=]() -> std::unique_ptr<Layer> { return std::make_unique<typename T::type>(arguments...); },
+         std::move(input), samples});
   };
   dense("mlp", 784, 512, 128, true);
   dense("mlp", 512, 512, 128);
@@ -89,8 +99,10 @@ std::vector<Case> cases() {
   conv("resnet", {16, 16, 32}, 32, 3, same, 64);
   conv("resnet", {16, 16, 32}, 64, 3, half, 64);
   conv("resnet", {8, 8, 64}, 64, 3, same, 64);
-  other("resnet batch_norm 32x32x16", std::type_identity<BatchNorm>{}, {32, 32, 16}, 64, BatchNorm::Then::relu);
-  other("resnet batch_norm 16x16x32", std::type_identity<BatchNorm>{}, {16, 16, 32}, 64, BatchNorm::Then::relu);
+  other("resnet batch_norm 32x32x16", std::type_identity<BatchNorm>{}, {32, 32, 16}, 64,
+        BatchNorm::Then::relu);
+  other("resnet batch_norm 16x16x32", std::type_identity<BatchNorm>{}, {16, 16, 32}, 64,
+        BatchNorm::Then::relu);
   other("resnet batch_norm 8x8x64", std::type_identity<BatchNorm>{}, {8, 8, 64}, 64, BatchNorm::Then::relu);
   conv("unet", {64, 64, 16}, 16, 3, {.padding = 1}, 16);
   conv("unet", {32, 32, 32}, 32, 3, {.padding = 1}, 16);
@@ -127,7 +139,9 @@ void measure(const Case& c, const Kernels& kernels, Clock& clock, double peak) {
   PlainAllocator allocator;
   state.freeze(allocator);
   layer->initialize(state, 1);
-  const auto elements = [&](const Shape& shape) { return static_cast<std::size_t>(element_count(shape) * c.samples); };
+  const auto elements = [&](const Shape& shape) {
+    return static_cast<std::size_t>(element_count(shape) * c.samples);
+  };
   const Arena input = allocator.allocate(elements(c.input));
   const Arena result = allocator.allocate(elements(output));
   const Arena slope = allocator.allocate(elements(output));
@@ -146,7 +160,8 @@ void measure(const Case& c, const Kernels& kernels, Clock& clock, double peak) {
   const auto in_slope = c.first ? std::span<float>() : of(input_slope, elements(c.input));
   const double forward = best(clock, [&] { layer->forward(pass, in, out, scratch.values()); });
   const double backward = best(clock, [&] {
-    layer->backward(pass, in, out, back, in_slope, of(gradients, state.parameter_elements()), scratch.values());
+    layer->backward(pass, in, out, back, in_slope, of(gradients, state.parameter_elements()),
+                    scratch.values());
   });
   const auto flops = static_cast<double>(layer->flops_per_sample() * c.samples);
   std::string share;
@@ -176,13 +191,17 @@ int main(int argc, char** argv) {
   SystemClock clock;
   double peak = 0;
   for (int i = 0; i < 8; ++i) peak = std::max(peak, matrix_peak(*kernels, clock));
-  std::puts(fmt::format("{}, {}; peak {:.1f} Gflop/s", kernels->description(), kernels->instruction_set(), peak * 1e-9).c_str());
-  std::puts("                                              forward backward  of the peak: forward, backward, both\n"
-            "                                                   ms       ms");
+  std::puts(fmt::format("{}, {}; peak {:.1f} Gflop/s", kernels->description(), kernels->instruction_set(),
+                        peak * 1e-9)
+                .c_str());
+  std::puts(
+      "                                              forward backward  of the peak: forward, backward, both\n"
+      "                                                   ms       ms");
   for (const Case& c : cases()) {
-    const bool wanted = names.empty() || std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-                          return c.name.find(name) != std::string::npos;
-                        });
+    const bool wanted =
+        names.empty() || std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+          return c.name.find(name) != std::string::npos;
+        });
     if (wanted) measure(c, *kernels, clock, peak);
   }
   std::puts(fmt::format("peak after: {:.1f} Gflop/s", matrix_peak(*kernels, clock) * 1e-9).c_str());

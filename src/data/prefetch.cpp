@@ -23,19 +23,22 @@ std::unique_ptr<float[], FreeFloats> allocate_floats(std::size_t count) {
 }  // namespace
 
 struct Prefetcher::Slot {
-  Slot(std::size_t samples, std::size_t elements, std::size_t labels_each)
+  Slot(std::size_t samples, std::size_t elements, std::size_t labels_each, std::size_t targets_each)
       : inputs(allocate_floats(samples * elements)),
         input_count(samples * elements),
         labels(samples * labels_each),
+        targets(samples * targets_each),
         indices(samples) {
     batch.inputs = {inputs.get(), input_count};
     batch.labels = labels;
+    batch.targets = targets;
     batch.indices = indices;
   }
 
   std::unique_ptr<float[], FreeFloats> inputs;
   std::size_t input_count;
   std::vector<std::int32_t> labels;
+  std::vector<float> targets;
   std::vector<std::int64_t> indices;
   Batch batch;
   std::exception_ptr failure;
@@ -61,7 +64,8 @@ Prefetcher::Prefetcher(std::shared_ptr<const Dataset> dataset, Sampler sampler,
   for (int i = 0; i <= depth; ++i) {
     slots_.push_back(std::make_unique<Slot>(static_cast<std::size_t>(samples),
                                             static_cast<std::size_t>(dataset_->sample_elements()),
-                                            static_cast<std::size_t>(dataset_->labels_per_sample())));
+                                            static_cast<std::size_t>(dataset_->labels_per_sample()),
+                                            static_cast<std::size_t>(dataset_->target_elements())));
   }
   if (depth > 0) worker_ = executor.start("prefetch");
 }
@@ -78,6 +82,7 @@ void Prefetcher::make(Slot& slot) {
     done += count;
   }
   dataset_->fill(slot.indices, {slot.inputs.get(), slot.input_count}, slot.labels);
+  if (!slot.targets.empty()) dataset_->fill_targets(slot.indices, slot.targets);
 }
 
 void Prefetcher::post(Slot& slot, std::int64_t step) {

@@ -5,20 +5,10 @@
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/nn/chain.hpp>
-#include <lockstep/state/arena.hpp>
+
+#include "places.hpp"
 
 namespace lockstep {
-namespace {
-
-std::size_t aligned(std::size_t elements) {
-  return (elements + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-}
-
-std::size_t elements(const Shape& shape, std::int64_t samples) {
-  return static_cast<std::size_t>(element_count(shape)) * static_cast<std::size_t>(samples);
-}
-
-}  // namespace
 
 struct Chain::Places final : Plan {
   struct Place {

@@ -5,18 +5,9 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/nn/sequential.hpp>
 
+#include "places.hpp"
+
 namespace lockstep {
-namespace {
-
-std::size_t aligned(std::size_t elements) {
-  return (elements + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-}
-
-std::size_t elements(const Shape& shape, std::int64_t samples) {
-  return static_cast<std::size_t>(element_count(shape)) * static_cast<std::size_t>(samples);
-}
-
-}  // namespace
 
 Sequential::Sequential(Shape input)
     : input_(std::move(input)), loss_(std::make_unique<SoftmaxCrossEntropy>()) {}
@@ -112,7 +103,10 @@ void Sequential::forward_backward(Workspace& workspace, std::span<const float> i
 
 Score Sequential::evaluate(Workspace& workspace, std::span<const float> inputs,
                            const Targets& targets) const {
-  const std::span<const float> outputs = predict(workspace, inputs);
+  return judge(predict(workspace, inputs), targets);
+}
+
+Score Sequential::judge(std::span<const float> outputs, const Targets& targets) const {
   const auto samples = static_cast<std::int64_t>(outputs.size() / elements(output_shape(), 1));
   return loss_->evaluate(samples, outputs, targets, 1.0F, {});
 }

@@ -59,7 +59,8 @@ void rows(std::int64_t n, std::int64_t k, const StridedMatrix& a, const float* b
 
 void small_product(std::int64_t m, std::int64_t n, std::int64_t k, const StridedMatrix& a, const float* b,
                    std::int64_t ldb, bool accumulate, float* c, std::int64_t ldc) noexcept {
-  constexpr int kRows = 8;  // with two vectors each: 16 of 32 registers, enough for the latency of an addition
+  constexpr int kRows =
+      8;  // with two vectors each: 16 of 32 registers, enough for the latency of an addition
   std::int64_t i = 0;
   const auto below = [&] { return StridedMatrix{a.values + i * a.row, a.row, a.column}; };
   for (; i + kRows <= m; i += kRows) rows<kRows>(n, k, below(), b, ldb, accumulate, c + i * ldc, ldc);

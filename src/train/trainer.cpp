@@ -80,10 +80,12 @@ void Trainer::compute(Lane& lane, std::span<float> gradients, const Sequential::
   const auto samples = static_cast<std::size_t>(parts_.batch.micro_batch);
   const std::size_t inputs = samples * static_cast<std::size_t>(parts_.dataset->sample_elements());
   const std::size_t labels = samples * static_cast<std::size_t>(parts_.dataset->labels_per_sample());
+  const std::size_t values = samples * static_cast<std::size_t>(parts_.dataset->target_elements());
   const auto m = static_cast<std::size_t>(lane.micro_batch);
+  const Targets targets = values > 0 ? Targets(lane.batch->targets.subspan(m * values, values))
+                                     : Targets(lane.batch->labels.subspan(m * labels, labels));
   parts_.model.forward_backward(
-      lane.workspace, lane.batch->inputs.subspan(m * inputs, inputs),
-      lane.batch->labels.subspan(m * labels, labels), gradients,
+      lane.workspace, lane.batch->inputs.subspan(m * inputs, inputs), targets, gradients,
       1.0F / static_cast<float>(parts_.batch.global_batch), lane.loss, ready,
       {.draw = {.seed = parts_.seed,
                 .step = lane.step,

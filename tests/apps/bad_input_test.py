@@ -86,6 +86,7 @@ class BadInput(EndToEnd):
                 ({"threads": 0}, ["--threads 0", "1 to"]),
                 ({"model": "resnet", "depth": 21}, ["--depth 21", "6 n \\+ 2"]),
                 ({"model": "gpt"}, ["--model gpt", "--dataset idx"]),
+                ({"model": "unet"}, ["--model unet", "--dataset idx", "npy"]),
                 ({"model": "lenet", "dropout": 1}, ["--dropout 1 ", "below 1"]),
                 ({"keep_best": "loss"}, ["keep_best 'loss'", "METRIC:K"]),
                 ({"init_from": "a.h5"}, ["--init_from and --init_tensors"]),

@@ -3,6 +3,7 @@
 A test file calls `main()`; meson gives it the paths of lockstep-train, lockstep-eval and lockstep-inspect.
 """
 
+import array
 import contextlib
 import gzip
 import hashlib
@@ -228,6 +229,31 @@ def make_data(folder, train=720, test=200, side=12):
     folder.mkdir(parents=True)
     write_idx(folder, "train", train, 1, side)
     write_idx(folder, "t10k", test, 2, side, compressed=False)
+    return folder
+
+
+def write_npy(path, shape, values):
+    """As numpy.save does, without NumPy."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
+    header += " " * (63 - (10 + len(header)) % 64) + "\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+                     + array.array("f", values).tobytes())
+
+
+def write_fields(folder, samples, side):
+    """Random fields, and each smoothed: the mean of the up to nine cells around."""
+    folder.mkdir(parents=True)
+    for split, count in (("train", samples), ("test", samples // 2)):
+        generator = random.Random(split)
+        fields, smooth = [], []
+        for _ in range(count):
+            field = [[generator.gauss(0, 1) for _ in range(side)] for _ in range(side)]
+            fields += [value for row in field for value in row]
+            near = [range(max(0, at - 1), min(side, at + 2)) for at in range(side)]
+            smooth += [sum(field[y][x] for y in near[i] for x in near[j]) / (len(near[i]) * len(near[j]))
+                       for i in range(side) for j in range(side)]
+        write_npy(folder / f"{split}_inputs.npy", (count, side, side, 1), fields)
+        write_npy(folder / f"{split}_targets.npy", (count, side, side, 1), smooth)
     return folder
 
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include <doctest/doctest.h>
@@ -5,6 +6,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/nn/attention.hpp>
 #include <lockstep/nn/batch_norm.hpp>
+#include <lockstep/nn/concatenate.hpp>
 #include <lockstep/nn/conv2d.hpp>
 #include <lockstep/nn/gelu.hpp>
 #include <lockstep/nn/gradient_check.hpp>
@@ -111,6 +113,43 @@ TEST_CASE(
     INFO(report.where);
     CHECK(report.worst < 4e-3);
   }
+}
+
+TEST_CASE("concatenated branches lie side by side, and their gradients agree with differences") {
+  State state;
+  Chain lower;
+  lower.add(Dense{2, DenseOptions{.each_position = true, .bias = false}});
+  Concatenate layer{std::move(lower)};
+  CHECK(layer.declare(state, "c", {2, 3}) == Shape{2, 5});
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  std::ranges::fill(state.parameters(), 1.0F);
+  const auto kernels = make_kernels();
+  const auto plan = layer.plan(*kernels, 1);
+  std::vector<float> out(10), scratch(layer.scratch_size(1));
+  const std::vector<float> in{1, 2, 3, 4, 5, 6};
+  layer.forward({.kernels = *kernels, .samples = 1, .plan = plan.get()}, in, out, scratch);
+  CHECK(out == std::vector<float>{1, 2, 3, 6, 6, 4, 5, 6, 15, 15});
+  for (const bool shortcut : {false, true}) {
+    Chain main, other;
+    main.add(Conv2d{4, 3, {.padding = 1}}).add(Tanh{});
+    if (shortcut) other.add(Conv2d{3, 1}).add(Tanh{});
+    // A level within a level, as a U-Net has them.
+    if (!shortcut)
+      main.add(Concatenate{[] {
+        Chain below;
+        below.add(Conv2d{2, 1}).add(Tanh{});
+        return below;
+      }()});
+    const GradientReport report = check_gradients(
+        std::make_unique<Concatenate>(std::move(main), std::move(other)), {4, 5, 3}, *kernels);
+    INFO(report.where);
+    CHECK(report.worst < 4e-3);
+  }
+  State other_state;
+  Chain smaller;
+  smaller.add(Conv2d{4, 3});
+  CHECK_THROWS_AS(Concatenate{std::move(smaller)}.declare(other_state, "c", {4, 5, 3}), UsageError);
 }
 
 TEST_CASE("branches of different sizes are refused") {

@@ -4,6 +4,7 @@
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
+#include <lockstep/nn/mean_squared_error.hpp>
 #include <lockstep/train/evaluator.hpp>
 
 #include "train_support.hpp"
@@ -75,6 +76,64 @@ TEST_CASE("an evaluation has the same bits on any number of ranks, and is that o
     });
     CHECK(same == ranks);
   }
+}
+
+namespace {
+
+/// One value for each sample of another dataset.
+class Values final : public Dataset {
+ public:
+  std::int64_t size() const noexcept override { return samples_.size(); }
+  const std::vector<std::int64_t>& sample_shape() const noexcept override { return samples_.sample_shape(); }
+  const std::vector<std::int64_t>& target_shape() const noexcept override { return shape_; }
+  int classes() const noexcept override { return 0; }
+  std::int64_t labels_per_sample() const noexcept override { return 0; }
+  void fill(std::span<const std::int64_t> indices, std::span<float> inputs,
+            std::span<std::int32_t>) const override {
+    std::vector<std::int32_t> labels(indices.size());
+    samples_.fill(indices, inputs, labels);
+  }
+  void fill_targets(std::span<const std::int64_t> indices, std::span<float> targets) const override {
+    for (std::size_t i = 0; i < targets.size(); ++i) targets[i] = static_cast<float>(indices[i / 3]) + 0.5F;
+  }
+  Digest digest() const override { return {}; }
+
+ private:
+  test::SmallDataset samples_{29};
+  std::vector<std::int64_t> shape_ = {3};
+};
+
+}  // namespace
+
+TEST_CASE("values are judged by RMSE and R squared, labels by the largest few; the same on any ranks") {
+  const Values dataset;
+  std::optional<RegressionSums> first;
+  for (const int ranks : {1, 3}) {
+    SimulatedWorld{ranks}.run([&](const Communicator& world) {
+      State state;
+      Sequential model = test::small_model(7);
+      model.set_loss(std::make_unique<MeanSquaredError>());
+      model.declare(state);
+      PlainAllocator allocator;
+      state.freeze(allocator);
+      model.initialize(state, 3);
+      const auto kernels = make_kernels();
+      const Evaluation result = evaluate(world, model, *kernels, dataset, 4);
+      REQUIRE(result.values);
+      CHECK(result.values->count == 29 * 3);
+      CHECK(result.loss == doctest::Approx(result.values->rmse() * result.values->rmse()).epsilon(1e-6));
+      CHECK(result.values->r_squared() < 1);
+      CHECK(result.values->targets == doctest::Approx(3 * (28.0 * 29 / 2 + 29 * 0.5)));
+      if (!first) first = result.values;
+      CHECK(result.values->squared_errors == first->squared_errors);
+    });
+  }
+  Subject subject;
+  const Evaluation labels =
+      evaluate(Communicator::self(), subject.model, *subject.kernels, test::SmallDataset(53), 4);
+  CHECK(!labels.values);
+  CHECK(labels.top_k_accuracy == 1);  // of three classes
+  CHECK(labels.accuracy < 1);
 }
 
 TEST_CASE("what fails on one rank is thrown on all, and what makes no sense is refused") {

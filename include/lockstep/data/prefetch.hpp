@@ -25,6 +25,7 @@ struct Batch {
   std::int64_t step = -1;
   std::span<const float> inputs;          ///< samples x sample_elements, 64-byte aligned
   std::span<const std::int32_t> labels;   ///< labels_per_sample of each sample
+  std::span<const float> targets;         ///< target_elements of each sample
   std::span<const std::int64_t> indices;  ///< which samples of the dataset these are
 };
 

@@ -96,7 +96,10 @@ class Sequential {
                         std::span<float> gradients, float scale, float& loss,
                         const GradientReady& on_gradient_ready = {}, const TrainingPass& training = {}) const;
 
-  /// Sum of the losses and number of correct predictions; computes no gradient.
+  /// Sum of the losses of what `predict` returned, and number of correct predictions.
+  Score judge(std::span<const float> outputs, const Targets& targets) const;
+
+  /// Both in one; computes no gradient.
   Score evaluate(Workspace& workspace, std::span<const float> inputs, const Targets& targets) const;
   void evaluate(Workspace& workspace, std::span<const float> inputs, const Targets& targets, float& loss_sum,
                 std::int64_t& correct) const;

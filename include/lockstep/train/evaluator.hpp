@@ -1,18 +1,24 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include <lockstep/data/dataset.hpp>
 #include <lockstep/mpi/communicator.hpp>
 #include <lockstep/nn/kernels.hpp>
+#include <lockstep/nn/metrics.hpp>
 #include <lockstep/nn/sequential.hpp>
 
 namespace lockstep {
 
 struct Evaluation {
-  double loss = 0;      ///< mean over the samples
-  double accuracy = 0;  ///< share of the labels that the model gets right
+  double loss = 0;  ///< mean over the samples
   std::int64_t samples = 0;
+  double accuracy = 0;        ///< share of the labels that the model gets right; 0 where there are none
+  double top_k_accuracy = 0;  ///< of the labels among the kTopK largest outputs
+  std::optional<RegressionSums> values = {};  ///< where the data has values: rmse, mae, r_squared
+
+  static constexpr std::int64_t kTopK = 5;
 };
 
 /// Runs the model over a whole dataset. The ranks share the work; the result has the same bits on any number

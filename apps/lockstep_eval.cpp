@@ -328,6 +328,8 @@ int main(int argc, char** argv) {
     misuse = std::current_exception();  // told once MPI says which rank this is
   }
   if (const auto code = refused_before_mpi(misuse)) return *code;
+  const CallWatch watch =
+      watch_calls(machine.executor, parsed.first.hang_limit_secs, parsed.first.max_wait_secs);
   const Environment environment(&argc, &argv);
   const Communicator world = environment.world();
   return run_program(world, misuse, parsed.second,

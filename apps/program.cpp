@@ -39,6 +39,14 @@ std::optional<int> refused_before_mpi(const std::exception_ptr& misuse) {
   }
 }
 
+CallWatch watch_calls(Executor& executor, double hang_limit_secs, double max_wait_secs) {
+  SystemIdentity process;
+  const bool starts_in_time = hang_limit_secs > 0 && max_wait_secs > 0;
+  return CallWatch(executor, process,
+                   {.start = Seconds{starts_in_time ? hang_limit_secs + max_wait_secs : 0},
+                    .call = Seconds{hang_limit_secs}});
+}
+
 namespace {
 
 /// What a rank tells of its end.

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include <lockstep/base/executor.hpp>
+#include <lockstep/mpi/call_watch.hpp>
 #include <lockstep/mpi/communicator.hpp>
 #include <lockstep/mpi/environment.hpp>
 
@@ -13,6 +15,10 @@ namespace lockstep {
 /// The exit code of a process that must not even start MPI, with its message printed: `misuse` says that its
 /// launcher has told MPI nothing of the other processes. nullopt for any other misuse, or none.
 std::optional<int> refused_before_mpi(const std::exception_ptr& misuse);
+
+/// For the calls of MPI that have no limit of their own: that of --hang_limit_secs, and of --max_wait_secs on
+/// top while MPI starts, since hosts may come late. 0: no limit. Local.
+CallWatch watch_calls(Executor& executor, double hang_limit_secs, double max_wait_secs);
 
 /// Runs the body of an MPI program and turns how it ends into the exit code of every rank. All ranks meet
 /// before they leave: where any failed, all have the exit code of the lowest that did, and the chief prints

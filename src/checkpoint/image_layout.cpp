@@ -1,3 +1,5 @@
+#include "image_layout.hpp"
+
 #include <map>
 #include <string>
 #include <string_view>
@@ -7,7 +9,6 @@
 #include <lockstep/base/error.hpp>
 
 #include "hdf5_support.hpp"
-#include "image_layout.hpp"
 
 namespace lockstep {
 namespace {

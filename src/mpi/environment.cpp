@@ -8,6 +8,7 @@
 #include <lockstep/mpi/environment.hpp>
 #include <lockstep/mpi/interop.hpp>
 
+#include "blocking_call.hpp"
 #include "mpi_transport.hpp"
 
 namespace lockstep {
@@ -15,7 +16,10 @@ namespace {
 
 Communicator duplicate_of(MPI_Comm comm, std::shared_ptr<bool> abandoned, WaitPolicy policy) {
   MPI_Comm duplicate = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_dup(comm, &duplicate), "MPI_Comm_dup");
+  {
+    const BlockingCall call("all ranks to make a communicator");
+    check_mpi(MPI_Comm_dup(comm, &duplicate), "MPI_Comm_dup");
+  }
   return Communicator(
       std::make_shared<MpiTransport>(duplicate, is_oversubscribed(duplicate), std::move(abandoned)),
       std::move(policy));
@@ -28,6 +32,7 @@ Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::un
   MPI_Initialized(&initialized);
   if (initialized != 0) return;
   int provided = 0;
+  const BlockingCall call("MPI to start on all ranks", BlockingCall::Kind::start);
   check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   finalize_ = true;
   if (provided < MPI_THREAD_FUNNELED) {
@@ -40,7 +45,9 @@ Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::un
 
 Environment::~Environment() {
   const bool abandoned = std::ranges::any_of(abandoned_, [](const auto& world) { return *world; });
-  if (finalize_ && !abandoned && std::uncaught_exceptions() == exceptions_at_start_) MPI_Finalize();
+  if (!finalize_ || abandoned || std::uncaught_exceptions() != exceptions_at_start_) return;
+  const BlockingCall call("MPI to end on all ranks");
+  MPI_Finalize();
 }
 
 Communicator Environment::world(WaitPolicy policy) const {

@@ -18,6 +18,8 @@
 #include <lockstep/base/doze.hpp>
 #include <lockstep/base/error.hpp>
 
+#include "blocking_call.hpp"
+
 namespace lockstep {
 namespace {
 
@@ -53,6 +55,7 @@ class MpiSharedMemory final : public SharedMemory {
  public:
   MpiSharedMemory(MPI_Comm comm, std::size_t bytes, FirstTouch touch, std::shared_ptr<const bool> abandoned)
       : abandoned_(std::move(abandoned)) {
+    const BlockingCall call("all ranks of the node to share memory");
     MPI_Info info = MPI_INFO_NULL;
     check_mpi(MPI_Info_create(&info), "MPI_Info_create");
     // Each rank's region on pages of its own: touched first by its owner, so it lies in its memory.
@@ -73,6 +76,7 @@ class MpiSharedMemory final : public SharedMemory {
     MPI_Finalized(&finalized);
     // Freeing is collective: while an exception unwinds, other ranks may never come to it.
     if (finalized != 0 || *abandoned_ || std::uncaught_exceptions() != 0) return;
+    const BlockingCall call("all ranks of the node to free shared memory");
     MPI_Win_unlock_all(window_);
     MPI_Win_free(&window_);
   }
@@ -111,6 +115,7 @@ void check_mpi(int code, std::string_view operation) {
 }
 
 bool is_oversubscribed(MPI_Comm comm) {
+  const BlockingCall call("all ranks to see which of them share a node");
   MPI_Comm node = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
   int ranks = 1;
@@ -132,6 +137,7 @@ MpiTransport::~MpiTransport() {
   MPI_Finalized(&finalized);
   // Freeing is collective: while an exception unwinds, other ranks may never come to it.
   if (finalized != 0 || *abandoned_ || std::uncaught_exceptions() != 0) return;
+  const BlockingCall call("all ranks to free a communicator");
   if (value_op_ != MPI_OP_NULL) MPI_Op_free(&value_op_);
   if (value_type_ != MPI_DATATYPE_NULL) MPI_Type_free(&value_type_);
   MPI_Comm_free(&comm_);
@@ -208,12 +214,14 @@ bool MpiTransport::test(Request& request) {
 
 std::shared_ptr<Transport> MpiTransport::split(int color, int key) {
   MPI_Comm comm = MPI_COMM_NULL;
+  const BlockingCall call("all ranks to make a communicator");
   check_mpi(MPI_Comm_split(comm_, color, key, &comm), "MPI_Comm_split");
   return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);
 }
 
 std::shared_ptr<Transport> MpiTransport::split_by_node() {
   MPI_Comm comm = MPI_COMM_NULL;
+  const BlockingCall call("all ranks of the node to make a communicator");
   check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &comm),
             "MPI_Comm_split_type");
   return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);

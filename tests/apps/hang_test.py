@@ -38,6 +38,16 @@ class Hang(EndToEnd):
                 undisturbed = self.train(1, **changes | {"checkpoint_dir": None}, last_step=newest + 20)
                 self.assertEqual(report["parameters_digest"], undisturbed["parameters_digest"])
 
+    def test_a_rank_that_stands_still_before_mpi_has_started_ends_the_job(self):
+        stop = 'if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then kill -STOP $$; fi; exec "$@"'
+        directory = self.folder / "never-begun"
+        options = self.options(checkpoint_dir=directory, last_step=5, hang_limit_secs=1, max_wait_secs=1)
+        with Job(2, "/bin/sh", "-c", stop, "sh", harness.TRAIN, *options) as job:
+            ended = job.wait()
+        self.assertEqual(ended.code, 75, str(ended))
+        self.assertRegex(ended.err, r"error: pid \d+ on \S+ has waited [\d.]+ s \(the limit\) for MPI to start on all ranks", str(ended))
+        self.assertFalse(directory.exists(), "nothing was begun")
+
 
 if __name__ == "__main__":
     harness.main()

@@ -25,7 +25,8 @@ std::string key_of(const std::vector<Entry>& entries) {
   for (const Entry& entry : entries) {
     key += entry.path;
     key += static_cast<char>('0' + static_cast<int>(entry.type));
-    for (const std::int64_t length : entry.shape) key.append(reinterpret_cast<const char*>(&length), sizeof length);
+    for (const std::int64_t length : entry.shape)
+      key.append(reinterpret_cast<const char*>(&length), sizeof length);
     key += '\n';
   }
   return key;
@@ -51,7 +52,8 @@ ImageLayout lay_out(const std::vector<Entry>& entries) {
     found = kept.end() - 1;
   } else if (anew) {
     const ImageLayout again = lay_out_by_hdf5(entries);
-    if (again.offsets != found->layout.offsets || !std::ranges::equal(again.bytes.bytes(), found->layout.bytes.bytes())) {
+    if (again.offsets != found->layout.offsets ||
+        !std::ranges::equal(again.bytes.bytes(), found->layout.bytes.bytes())) {
       throw InternalError("equal entries are laid out in two ways");
     }
   }

@@ -25,7 +25,7 @@ import harness  # noqa: E402
 SEED = int(os.environ.get("LOCKSTEP_TEST_SEED", random.SystemRandom().randrange(1 << 30)))
 KILLS = int(os.environ.get("LOCKSTEP_KILLS", "40"))
 LAST_STEP = 120
-HUNG = 60  # seconds after which a job that lost a rank hangs, however busy the machine
+HUNG = 120  # seconds after which a job that lost a rank hangs, however busy the machine
 STARTED = 240  # seconds for a short run, with whatever else the machine does
 GONE = 5  # seconds: what is promised; a busy machine may need longer for some
 SIDE_BY_SIDE = 2

@@ -29,6 +29,7 @@
 #include "checkpoint_choice.hpp"
 #include "evaluation_text.hpp"
 #include "models.hpp"
+#include "parts_hook.hpp"
 #include "placement.hpp"
 #include "program.hpp"
 #include "progress_hook.hpp"
@@ -275,6 +276,22 @@ nlohmann::json speed_report(const Communicator& world, const TrainOptions& optio
   return report;
 }
 
+/// Seconds a step: of the chief's phases, how long the chief waited for the others to come (in `reduce`), and
+/// how long the mean rank and the one that came last did, over the last steps.
+nlohmann::json parts_report(const PartsHook& parts, const std::vector<WaitSummary>& waits) {
+  nlohmann::json report = {{"steps", parts.steps()}, {"seconds", parts.means()}};
+  double sum = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (const WaitSummary& wait : waits) {
+    sum += wait.mean;
+    least = std::min(least, wait.mean);
+  }
+  report["wait_chief"] = waits.front().mean;
+  report["wait_mean"] = sum / static_cast<double>(waits.size());
+  report["wait_least"] = least;
+  return report;
+}
+
 ExitCode train(const Communicator& world, const TrainOptions& options, Machine& machine, DataLoad& load) {
   Log log;
   on_chief(world, "the chief to open its log", [&] { log = Log::standard("", options.log_file); });
@@ -347,6 +364,8 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   if (comm.is_chief()) {
     session_options.chief_only_hooks = {std::make_shared<ProgressHook>(last_step, batch.global_batch)};
   }
+  const auto parts = std::make_shared<PartsHook>();
+  if (options.report_parts && comm.is_chief()) session_options.chief_only_hooks.push_back(parts);
   MonitoredTrainingSession session(comm, state, std::move(session_options));
   log.info(fmt::format("sums: {}", session.reducer().describe()));
   log.info(
@@ -392,6 +411,8 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     timing.counted_seconds = std::max((machine.clock->now() - after_first).count(), 1e-9);
     timing.samples_per_second = static_cast<double>(counted * batch.global_batch) / timing.counted_seconds;
   }
+  std::vector<WaitSummary> waits;
+  if (options.report_parts) waits = gather(comm, session.reducer().waits());
   session.close();
 
   std::optional<Evaluation> evaluation;
@@ -417,6 +438,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
         make_report(session, options, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
     report["peak_memory_bytes"] = *std::ranges::max_element(memory);  // of the rank that has most
     report.update(speed_report(comm, options, model, *kernels, *machine.clock, timing));
+    if (options.report_parts) report["parts"] = parts_report(*parts, waits);
     write_text(options.report, report.dump(2) + "\n", *machine.files);
   });
   if (session.stopped_early()) log.info("stopped early: launch again with the same checkpoint_dir to go on");

@@ -132,6 +132,9 @@ void check(const TrainOptions& o) {
   if ((o.profile_steps > 0 || o.profile_secs > 0) && profile_dir(o).empty()) {
     throw UsageError("--profile_steps and --profile_secs need a place for timelines; give --profile_dir");
   }
+  if (o.report_parts && (o.profile_steps > 0 || o.profile_secs > 0)) {
+    throw UsageError("--report_parts and timelines look at the same clock marks; give one of them");
+  }
   check_range<std::int64_t>("early_stopping_patience", o.early_stopping_patience, 0, kHuge);
   if (!(o.early_stopping_min_delta >= 0) || !std::isfinite(o.early_stopping_min_delta)) {
     throw UsageError(fmt::format("--early_stopping_min_delta {} is out of range; give a number of at least 0",
@@ -336,6 +339,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "time_margin_secs", po::value(&o.time_margin_secs)->default_value(o.time_margin_secs),
       "to spare then, beside what two saves and two steps take")("report", po::value(&o.report),
                                                                  "write results here as JSON")(
+      "report_parts", po::value(&o.report_parts)->default_value(false, "0"),
+      "1: also what the parts of a step take, and how long ranks wait for each other")(
       "log_file", po::value(&o.log_file), "the chief's messages, dated, beside the terminal")(
       "dry_run", po::bool_switch(&o.dry_run), "check everything and say what would be done; write nothing")(
       "config", po::value<std::string>(),

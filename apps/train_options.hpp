@@ -77,6 +77,7 @@ struct TrainOptions {
   double time_margin_secs = 10;
   int ranks_per_node = 0;
   std::string report;
+  bool report_parts = false;
   std::string log_file;
   bool dry_run = false;
 };

@@ -90,6 +90,7 @@ class BadInput(EndToEnd):
                 ({"model": "lenet", "dropout": 1}, ["--dropout 1 ", "below 1"]),
                 ({"keep_best": "loss"}, ["keep_best 'loss'", "METRIC:K"]),
                 ({"init_from": "a.h5"}, ["--init_from and --init_tensors"]),
+                ({"report_parts": 1, "profile_steps": 5, "profile_dir": "x"}, ["--report_parts", "one of them"]),
                 ({"bucket_bytes": -1}, ["--bucket_bytes -1", "0 to"]),
                 ({"shard_optimizer": 1, "reduction": "mpi"}, ["--shard_optimizer 1", "canonical"]),
                 ({"gradient_dtype": "bf16", "reduction": "mpi"}, ["--gradient_dtype bf16", "canonical"]),

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <lockstep/scaling/sample.hpp>
+#include <lockstep/scaling/statistics.hpp>
+
+namespace lockstep {
+
+/// What a study says of one number of ranks.
+struct ScalingRow {
+  std::int64_t ranks = 1;
+  std::int64_t samples = 0;
+  Estimate step_seconds = {};
+  std::array<double, kStepParts.size()> part_seconds{};  ///< medians
+  Estimate speed_up = {};    ///< strong: of the step; weak: of samples a second; the smallest number of ranks as ideal
+  Estimate efficiency = {};  ///< speed_up over the growth of ranks
+};
+
+/// The rows of one mode, by ranks.
+struct ScalingTable {
+  ScalingMode mode = ScalingMode::strong;
+  std::vector<ScalingRow> rows = {};
+  bool same_bits = true;  ///< all runs of a batch size ended with one digest
+};
+
+/// One table a mode that has samples. An identical digest is asked of runs with the same global batch.
+std::vector<ScalingTable> tabulate(std::span<const ScalingSample> samples);
+
+/// A study with the name it goes by in what is written.
+struct NamedStudy {
+  std::string name;
+  std::vector<ScalingSample> samples;
+};
+
+/// Tables for pasting: of each study, and of those after the first how long their steps take beside the
+/// first's.
+std::string markdown(std::span<const NamedStudy> studies);
+std::string latex(std::span<const NamedStudy> studies);
+
+/// What gnuplot is to run, and the data it reads: texts of files by their names. Each script `NAME.gp` writes
+/// NAME.svg and NAME.png into the folder it runs in.
+std::map<std::string, std::string> plots(std::span<const NamedStudy> studies);
+
+/// One page that needs nothing else: `pictures` are the texts of SVG files, by name.
+std::string html(std::span<const NamedStudy> studies, const std::map<std::string, std::string>& pictures);
+
+}  // namespace lockstep

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+namespace lockstep {
+
+/// The middle value; of an even number of values the mean of both. NaN for none.
+double median(std::vector<double> values);
+
+/// A figure and its 95 % interval. Without one (a single sample), both ends are NaN.
+struct Estimate {
+  double value = 0;
+  double low = 0;
+  double high = 0;
+};
+
+/// The median, its interval by bootstrap: of the medians of as many values drawn with replacement, 1,000
+/// times, the 2.5th and 97.5th percentile. The draws follow from `seed` alone.
+Estimate estimate_median(std::span<const double> values, unsigned seed);
+
+/// The median of `of` over that of `to`, with the same kind of interval; both are drawn anew.
+Estimate estimate_ratio(std::span<const double> of, std::span<const double> to, unsigned seed);
+
+}  // namespace lockstep

@@ -1,0 +1,326 @@
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <lockstep/scaling/report.hpp>
+
+namespace lockstep {
+namespace {
+
+// Of the draws for intervals: another one for each figure.
+constexpr unsigned kSeed = 2026;
+
+std::string milliseconds(double seconds) {
+  const double ms = seconds * 1e3;
+  return fmt::format("{:.{}f}", ms, ms < 1 ? 4 : ms < 10 ? 3 : ms < 100 ? 2 : 1);
+}
+
+std::string interval(const Estimate& e, double factor, int digits) {
+  if (std::isnan(e.low)) return fmt::format("{:.{}f}", e.value * factor, digits);
+  return fmt::format("{:.{}f} [{:.{}f}, {:.{}f}]", e.value * factor, digits, e.low * factor, digits,
+                     e.high * factor, digits);
+}
+
+std::string step_cell(const Estimate& e) {
+  if (std::isnan(e.low)) return milliseconds(e.value);
+  return fmt::format("{} [{}, {}]", milliseconds(e.value), milliseconds(e.low), milliseconds(e.high));
+}
+
+/// The cells of a table; the first row is its head.
+std::vector<std::vector<std::string>> cells(const ScalingTable& table) {
+  std::vector<std::vector<std::string>> rows = {
+      {"ranks", "runs", "ms a step [95 %]", "speed-up [95 %]", "efficiency in % [95 %]"}};
+  for (const std::string_view part : kStepParts) rows.front().push_back(fmt::format("{} ms", part));
+  for (const ScalingRow& row : table.rows) {
+    rows.push_back({std::to_string(row.ranks), std::to_string(row.samples), step_cell(row.step_seconds),
+                    interval(row.speed_up, 1, 2), interval(row.efficiency, 100, 1)});
+    for (const double part : row.part_seconds) rows.back().push_back(milliseconds(part));
+  }
+  return rows;
+}
+
+std::string title(const NamedStudy& study, const ScalingTable& table) {
+  return fmt::format("{}, {} scaling", study.name, to_string(table.mode));
+}
+
+std::string remark(const ScalingTable& table) {
+  return table.same_bits ? "All runs of a batch size ended with the same bits."
+                         : "RUNS OF ONE BATCH SIZE ENDED WITH DIFFERENT BITS.";
+}
+
+std::string where(const NamedStudy& study) {
+  const ScalingSample& first = study.samples.front();
+  const auto last = std::ranges::max_element(study.samples, {}, &ScalingSample::date);
+  return fmt::format("{} on {} ({}), {}, from {} to {}", first.version, first.host, first.machine,
+                     first.binding, first.date, last->date);
+}
+
+/// Characters that mean something to the language replaced.
+std::string escaped(std::string_view text, std::string_view special,
+                    const std::vector<std::string_view>& instead) {
+  std::string result;
+  for (const char c : text) {
+    const std::size_t at = special.find(c);
+    if (at == std::string_view::npos) {
+      result += c;
+    } else {
+      result += instead[at];
+    }
+  }
+  return result;
+}
+
+std::string for_html(std::string_view text) {
+  return escaped(text, "&<>\"", {"&amp;", "&lt;", "&gt;", "&quot;"});
+}
+std::string for_latex(std::string_view text) {
+  return escaped(text, "%&_#$", {"\\%", "\\&", "\\_", "\\#", "\\$"});
+}
+std::string for_gnuplot(std::string_view text) {
+  return escaped(text, "\"\\_{}^@", {"'", "/", " ", "(", ")", " ", " "});
+}
+
+/// A table as it is printed: its first row is the head.
+struct Printed {
+  std::string title;
+  std::string text;
+  std::vector<std::vector<std::string>> rows;
+};
+
+std::map<std::int64_t, std::vector<double>> step_times(const NamedStudy& study, ScalingMode mode) {
+  std::map<std::int64_t, std::vector<double>> times;
+  for (const ScalingSample& s : study.samples) {
+    if (s.mode == mode) times[s.ranks].push_back(s.step_seconds);
+  }
+  return times;
+}
+
+/// All tables of a report.
+std::vector<Printed> printed(std::span<const NamedStudy> studies) {
+  std::vector<Printed> tables;
+  for (const NamedStudy& study : studies) {
+    for (const ScalingTable& table : tabulate(study.samples)) {
+      tables.push_back({title(study, table), where(study) + ". " + remark(table), cells(table)});
+    }
+  }
+  const NamedStudy& first = studies.front();
+  for (const NamedStudy& other : studies.subspan(1)) {
+    for (const ScalingMode mode : {ScalingMode::strong, ScalingMode::weak}) {
+      const auto theirs = step_times(first, mode);
+      Printed table{fmt::format("{} beside {}, {} scaling", other.name, first.name, to_string(mode)),
+                    fmt::format("Time a step of {} over that of {}.", other.name, first.name),
+                    {{"ranks", first.name + " ms", other.name + " ms", "ratio [95 %]"}}};
+      for (const auto& [ranks, seconds] : step_times(other, mode)) {
+        const auto found = theirs.find(ranks);
+        if (found == theirs.end()) continue;
+        const auto seed = kSeed + 1000 + static_cast<unsigned>(ranks);
+        table.rows.push_back({std::to_string(ranks), milliseconds(median(found->second)),
+                              milliseconds(median(seconds)),
+                              interval(estimate_ratio(seconds, found->second, seed), 1, 3)});
+      }
+      if (table.rows.size() > 1) tables.push_back(std::move(table));
+    }
+  }
+  return tables;
+}
+
+using Series = std::pair<std::string, ScalingTable>;
+
+std::string script(std::string_view name, std::string_view body) {
+  return fmt::format(
+      "# gnuplot {0}.gp\n"
+      "do for [kind in \"svg png\"] {{\n"
+      "if (kind eq \"svg\") {{ set terminal svg size 800,560 font \"sans,15\" background \"white\" }} \\\n"
+      "else {{ set terminal pngcairo size 1600,1120 fontscale 2 linewidth 2 }}\n"
+      "set output \"{0}.\".kind\n"
+      "set grid ytics linecolor rgb \"#dddddd\"\n"
+      "set border 3\n"
+      "set tics nomirror\n"
+      "{1}"
+      "set output\n"
+      "}}\n",
+      name, body);
+}
+
+/// "1" 1, "2" 2, ...: a mark for each number of ranks.
+std::string rank_tics(const std::vector<Series>& series) {
+  std::vector<std::int64_t> all;
+  for (const auto& [name, table] : series) {
+    for (const ScalingRow& row : table.rows) all.push_back(row.ranks);
+  }
+  std::ranges::sort(all);
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  std::string tics;
+  for (const std::int64_t ranks : all)
+    tics += fmt::format("{}\"{}\" {}", tics.empty() ? "" : ", ", ranks, ranks);
+  return fmt::format(
+      "set xlabel \"ranks\"\nset logscale x 2\nset xtics ({})\n"
+      "set xrange [{}:{}]\n",
+      tics, static_cast<double>(all.front()) / 1.25, static_cast<double>(all.back()) * 1.25);
+}
+
+std::string plot_lines(const std::vector<Series>& series, std::string_view ideal, int value_column) {
+  std::string plot = fmt::format("plot {} with lines linewidth 2 dashtype 2 linecolor rgb \"#888888\" title \"ideal\"",
+                                 ideal);
+  for (std::size_t i = 0; i < series.size(); ++i) {
+    plot += fmt::format(
+        ", \\\n  \"series-{0}.dat\" using 1:{1}:{2}:{3} with yerrorlines linewidth 2 pointtype {4} title \"{5}\"",
+        i, value_column, value_column + 1, value_column + 2, 5 + 2 * i, for_gnuplot(series[i].first));
+  }
+  return plot + "\n";
+}
+
+}  // namespace
+
+std::vector<ScalingTable> tabulate(std::span<const ScalingSample> samples) {
+  std::vector<ScalingTable> tables;
+  unsigned seed = kSeed;
+  for (const ScalingMode mode : {ScalingMode::strong, ScalingMode::weak}) {
+    std::map<std::int64_t, std::vector<double>> times;
+    std::map<std::int64_t, std::array<std::vector<double>, kStepParts.size()>> parts;
+    std::map<std::int64_t, std::string> digests;  // by global batch
+    ScalingTable table{.mode = mode};
+    for (const ScalingSample& s : samples) {
+      if (s.mode != mode) continue;
+      times[s.ranks].push_back(s.step_seconds);
+      for (std::size_t i = 0; i < kStepParts.size(); ++i) parts[s.ranks][i].push_back(s.part_seconds[i]);
+      const auto [at, is_new] = digests.emplace(s.global_batch, s.digest);
+      table.same_bits = table.same_bits && (is_new || at->second == s.digest);
+    }
+    if (times.empty()) continue;
+    const auto& [base_ranks, base] = *times.begin();
+    for (const auto& [ranks, seconds] : times) {
+      ScalingRow row{.ranks = ranks, .samples = static_cast<std::int64_t>(seconds.size())};
+      row.step_seconds = estimate_median(seconds, seed++);
+      for (std::size_t i = 0; i < kStepParts.size(); ++i) row.part_seconds[i] = median(parts[ranks][i]);
+      // The smallest number of ranks is what the others are compared with, and exact by definition.
+      const Estimate ratio =
+          ranks == base_ranks ? Estimate{1, 1, 1} : estimate_ratio(base, seconds, seed += 2);
+      const double growth = static_cast<double>(ranks) / static_cast<double>(base_ranks);
+      const double speed = mode == ScalingMode::strong ? 1 : growth;
+      row.speed_up = {ratio.value * speed, ratio.low * speed, ratio.high * speed};
+      row.efficiency = {row.speed_up.value / growth, row.speed_up.low / growth, row.speed_up.high / growth};
+      table.rows.push_back(row);
+    }
+    tables.push_back(std::move(table));
+  }
+  return tables;
+}
+
+std::string markdown(std::span<const NamedStudy> studies) {
+  std::string text;
+  for (const Printed& table : printed(studies)) {
+    text += fmt::format("## {}\n\n{}\n\n", table.title, table.text);
+    bool head = true;
+    for (const auto& row : table.rows) {
+      text += fmt::format("| {} |\n", fmt::join(row, " | "));
+      if (!std::exchange(head, false)) continue;
+      text += "|";
+      for (std::size_t i = 0; i < row.size(); ++i) text += "---|";
+      text += "\n";
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+std::string latex(std::span<const NamedStudy> studies) {
+  std::string text = "% needs \\usepackage{booktabs}\n";
+  for (const Printed& table : printed(studies)) {
+    text += fmt::format("\\begin{{table}}\n\\caption{{{}. {}}}\n\\begin{{tabular}}{{{}}}\n\\toprule\n",
+                        for_latex(table.title), for_latex(table.text),
+                        std::string(table.rows.front().size(), 'r'));
+    for (std::size_t i = 0; i < table.rows.size(); ++i) {
+      std::vector<std::string> row;
+      for (const std::string& cell : table.rows[i]) row.push_back(for_latex(cell));
+      text += fmt::format("{} \\\\\n{}", fmt::join(row, " & "), i == 0 ? "\\midrule\n" : "");
+    }
+    text += "\\bottomrule\n\\end{tabular}\n\\end{table}\n";
+  }
+  return text;
+}
+
+std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
+  std::map<std::string, std::string> files;
+  std::vector<Series> series;
+  for (const NamedStudy& study : studies) {
+    for (ScalingTable& table : tabulate(study.samples)) {
+      std::string name = title(study, table);
+      series.emplace_back(std::move(name), std::move(table));
+    }
+  }
+  for (std::size_t i = 0; i < series.size(); ++i) {
+    std::string data = "# ranks speed_up low high efficiency_percent low high";
+    for (const std::string_view part : kStepParts) data += fmt::format(" {}_ms", part);
+    data += "\n";
+    for (const ScalingRow& row : series[i].second.rows) {
+      data += std::to_string(row.ranks);
+      for (const auto& [e, factor] : {std::pair(row.speed_up, 1.0), std::pair(row.efficiency, 100.0)}) {
+        // A single run has no interval: the bar shrinks to the point.
+        const bool none = std::isnan(e.low);
+        data += fmt::format(" {} {} {}", e.value * factor, (none ? e.value : e.low) * factor,
+                            (none ? e.value : e.high) * factor);
+      }
+      for (const double part : row.part_seconds) data += fmt::format(" {}", part * 1e3);
+      data += "\n";
+    }
+    files[fmt::format("series-{}.dat", i)] = std::move(data);
+  }
+  const std::int64_t least = series.front().second.rows.front().ranks;
+  files["speed_up.gp"] =
+      script("speed_up", rank_tics(series) +
+                             "set ylabel \"speed-up (bars: 95 % intervals)\"\nset logscale y 2\nset key left top Left reverse\n" +
+                             plot_lines(series, fmt::format("x/{}.0", least), 2));
+  files["efficiency.gp"] = script(
+      "efficiency", rank_tics(series) +
+                        "set ylabel \"efficiency in % (bars: 95 % intervals)\"\nset yrange [0:115]\n"
+                        "set key left bottom Left reverse\n" +
+                        plot_lines(series, "100", 5));
+  // One group of bars a series, next to each other.
+  std::string bars =
+      "set ylabel \"ms a step\"\nset xlabel \"ranks\"\nset style data histograms\n"
+      "set style histogram rowstacked title offset 0,-1.5\nset style fill solid 0.9 border -1\n"
+      "set boxwidth 0.7\nset yrange [0:*]\nset bmargin 5\nset key outside right top\n";
+  const std::array<std::string_view, kStepParts.size()> colours{"#56b4e9", "#0072b2", "#d55e00", "#e69f00",
+                                                                "#009e73", "#cc79a7", "#bbbbbb"};
+  bars += "plot ";
+  for (std::size_t i = 0; i < series.size(); ++i) {
+    bars += fmt::format("{}newhistogram \"{}\"", i == 0 ? "" : ", \\\n  ", for_gnuplot(series[i].first));
+    for (std::size_t p = 0; p < kStepParts.size(); ++p) {
+      bars += fmt::format(", \\\n  \"series-{}.dat\" using {}:xtic(1) linecolor rgb \"{}\" {}", i, 8 + p, colours[p],
+                          i == 0 ? fmt::format("title \"{}\"", kStepParts[p]) : "notitle");
+    }
+  }
+  files["parts.gp"] = script("parts", bars + "\n");
+  return files;
+}
+
+std::string html(std::span<const NamedStudy> studies, const std::map<std::string, std::string>& pictures) {
+  std::string page =
+      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Scaling study</title>\n<style>\n"
+      "body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }\n"
+      "table { border-collapse: collapse; margin: 1em 0; }\n"
+      "td, th { padding: 0.25em 0.8em; text-align: right; border-bottom: 1px solid #ddd; }\n"
+      "svg { max-width: 100%; height: auto; }\n</style>\n</head>\n<body>\n<h1>Scaling study</h1>\n";
+  for (const Printed& table : printed(studies)) {
+    page += fmt::format("<h2>{}</h2>\n<p>{}</p>\n<table>\n", for_html(table.title), for_html(table.text));
+    bool head = true;
+    for (const auto& row : table.rows) {
+      const char* const kind = std::exchange(head, false) ? "th" : "td";
+      page += "<tr>";
+      for (const std::string& cell : row) page += fmt::format("<{0}>{1}</{0}>", kind, for_html(cell));
+      page += "</tr>\n";
+    }
+    page += "</table>\n";
+  }
+  for (const auto& [name, svg] : pictures) {
+    // Within a page a picture begins with its element.
+    page += fmt::format("<h2>{}</h2>\n{}\n", for_html(name), svg.substr(std::min(svg.find("<svg"), svg.size())));
+  }
+  return page + "</body>\n</html>\n";
+}
+
+}  // namespace lockstep

@@ -1,0 +1,127 @@
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/scaling/sample.hpp>
+
+namespace lockstep {
+namespace {
+
+using nlohmann::json;
+
+template <class Work>
+auto as_data(const char* what, Work work) {
+  try {
+    return work();
+  } catch (const json::exception& error) {
+    throw DataError(fmt::format("{} cannot be read ({})", what, error.what()));
+  }
+}
+
+std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"') result += '"';
+    result += c == '\n' ? ' ' : c;
+  }
+  return result + '"';
+}
+
+}  // namespace
+
+std::string_view to_string(ScalingMode mode) {
+  return mode == ScalingMode::strong ? "strong" : "weak";
+}
+
+ScalingSample sample_of_report(std::string_view text) {
+  return as_data("a report", [&] {
+    const json report = json::parse(text);
+    ScalingSample sample;
+    sample.ranks = report.at("ranks");
+    sample.global_batch = report.at("global_batch");
+    sample.micro_batch = report.at("micro_batch");
+    sample.steps = report.at("global_step");
+    sample.digest = report.at("parameters_digest");
+    sample.version = report.at("version");
+    const double speed = report.at("samples_per_second");
+    if (!(speed > 0)) throw DataError("a run has too few steps to be timed; give it at least 2");
+    sample.step_seconds = static_cast<double>(sample.global_batch) / speed;
+    const json& parts = report.at("parts");
+    const json& seconds = parts.at("seconds");
+    const auto of = [&](const char* name) { return seconds.value(name, 0.0); };
+    const double wait = std::min(parts.at("wait_chief").get<double>(), of("reduce"));
+    sample.part_seconds = {of("data"), of("compute"), of("reduce") - wait, wait + of("finish"), of("update"),
+                           of("checkpoint_saver")};
+    double known = 0;
+    for (const double part : sample.part_seconds) known += part;
+    sample.part_seconds.back() = std::max(0.0, sample.step_seconds - known);
+    return sample;
+  });
+}
+
+std::string to_json(const ScalingSample& sample) {
+  json parts = json::object();
+  for (std::size_t i = 0; i < kStepParts.size(); ++i) parts[kStepParts[i]] = sample.part_seconds[i];
+  return json{{"mode", to_string(sample.mode)},
+              {"ranks", sample.ranks},
+              {"repeat", sample.repeat},
+              {"global_batch", sample.global_batch},
+              {"micro_batch", sample.micro_batch},
+              {"steps", sample.steps},
+              {"step_seconds", sample.step_seconds},
+              {"parts", parts},
+              {"digest", sample.digest},
+              {"host", sample.host},
+              {"machine", sample.machine},
+              {"binding", sample.binding},
+              {"version", sample.version},
+              {"date", sample.date},
+              {"load", sample.load}}
+      .dump();
+}
+
+ScalingSample sample_from_json(std::string_view text) {
+  return as_data("a sample", [&] {
+    const json object = json::parse(text);
+    ScalingSample sample;
+    const std::string mode = object.at("mode");
+    if (mode != "strong" && mode != "weak") throw DataError(fmt::format("a sample has the mode '{}'", mode));
+    sample.mode = mode == "weak" ? ScalingMode::weak : ScalingMode::strong;
+    sample.ranks = object.at("ranks");
+    sample.repeat = object.at("repeat");
+    sample.global_batch = object.at("global_batch");
+    sample.micro_batch = object.at("micro_batch");
+    sample.steps = object.at("steps");
+    sample.step_seconds = object.at("step_seconds");
+    for (std::size_t i = 0; i < kStepParts.size(); ++i) {
+      sample.part_seconds[i] = object.at("parts").at(std::string(kStepParts[i]));
+    }
+    sample.digest = object.at("digest");
+    sample.host = object.at("host");
+    sample.machine = object.at("machine");
+    sample.binding = object.at("binding");
+    sample.version = object.at("version");
+    sample.date = object.at("date");
+    sample.load = object.at("load");
+    if (sample.ranks < 1 || !(sample.step_seconds > 0)) throw DataError("a sample has no ranks or no time");
+    return sample;
+  });
+}
+
+std::string to_csv(std::span<const ScalingSample> samples) {
+  std::string csv = "mode,ranks,repeat,global_batch,micro_batch,steps,step_seconds";
+  for (const std::string_view part : kStepParts) csv += fmt::format(",{}_seconds", part);
+  csv += ",digest,host,machine,binding,version,date,load\n";
+  for (const ScalingSample& s : samples) {
+    csv += fmt::format("{},{},{},{},{},{},{}", to_string(s.mode), s.ranks, s.repeat, s.global_batch,
+                       s.micro_batch, s.steps, s.step_seconds);
+    for (const double part : s.part_seconds) csv += fmt::format(",{}", part);
+    csv += fmt::format(",{},{},{},{},{},{},{}\n", s.digest, quoted(s.host), quoted(s.machine),
+                       quoted(s.binding), quoted(s.version), s.date, s.load);
+  }
+  return csv;
+}
+
+}  // namespace lockstep

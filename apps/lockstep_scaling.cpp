@@ -1,4 +1,5 @@
-// Scaling studies: runs a training on several numbers of ranks, and says how it scales. No MPI program itself.
+// Scaling studies: runs a training on several numbers of ranks, and says how it scales. No MPI program
+// itself.
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -31,9 +32,12 @@ namespace {
 namespace po = boost::program_options;
 
 constexpr const char* kUsage =
-    "lockstep-scaling run --out DIR --ranks 1,2,4 --global_batch N [OPTION...] [-- OPTION OF lockstep-train...]\n"
-    "lockstep-scaling report DIR [DIR...] [--out DIR]\n\n"
-    "Runs a training on several numbers of ranks, repeats taking turns, and says how it scales. A study that was\n"
+    "lockstep-scaling run --out DIR --ranks 1,2,4 --global_batch N [OPTION...] [-- OPTION OF "
+    "lockstep-train...]\n"
+    "lockstep-scaling report DIR [DIR...] [--out DIR]\n"
+    "lockstep-scaling probe --ranks N [--directory DIR] [--out DIR]\n\n"
+    "Runs a training on several numbers of ranks, repeats taking turns, and says how it scales. A study that "
+    "was\n"
     "interrupted goes on where it was.\n";
 
 // Of one sample, or one report.
@@ -61,7 +65,8 @@ std::vector<std::int64_t> ranks_of(const std::string& text) {
     constexpr std::size_t kDigits = 7;
     const bool good = !word.empty() && word.size() <= kDigits &&
                       word.find_first_not_of("0123456789") == std::string::npos && word != "0";
-    if (!good) throw UsageError(fmt::format("--ranks: '{}' is no number of ranks; give some, as 1,2,4", word));
+    if (!good)
+      throw UsageError(fmt::format("--ranks: '{}' is no number of ranks; give some, as 1,2,4", word));
     ranks.insert(std::stoll(word));
   }
   if (ranks.empty()) throw UsageError("--ranks names none; give some, as 1,2,4");
@@ -87,15 +92,27 @@ std::string machine(FileSystem& files) {
   return fmt::format("{}, {} CPUs", name, sysconf(_SC_NPROCESSORS_ONLN));
 }
 
+/// The words that start an MPI program, up to its number of ranks.
+std::vector<std::string> launch_words(const std::string& launcher) {
+  std::vector<std::string> words = words_of(launcher);
+  if (words.empty()) throw UsageError("--launcher is empty; give mpirun or srun, with options");
+  words.emplace_back(words.front().ends_with("srun") ? "-n" : "-np");
+  return words;
+}
+
+std::string default_launcher() {
+  return std::getenv("SLURM_JOB_ID") != nullptr ? "srun" : "mpirun";
+}
+
 struct RunOptions {
   StudyPlan plan;
   std::string out;
 };
 
-/// The program beside this one, or the one that a shell would find.
-std::string default_train(const std::string& self) {
+/// The program of this name beside this one, or the one that a shell would find.
+std::string beside(const std::string& self, const std::string& name) {
   const std::size_t slash = self.rfind('/');
-  return slash == std::string::npos ? "lockstep-train" : self.substr(0, slash + 1) + "lockstep-train";
+  return slash == std::string::npos ? name : self.substr(0, slash + 1) + name;
 }
 
 RunOptions parse_run(int argc, const char* const* argv, const std::string& self, std::string& help) {
@@ -104,19 +121,19 @@ RunOptions parse_run(int argc, const char* const* argv, const std::string& self,
   RunOptions o;
   std::string ranks;
   std::string mode = "strong";
-  const bool slurm = std::getenv("SLURM_JOB_ID") != nullptr;
-  std::string launcher = slurm ? "srun" : "mpirun";
-  std::string train = default_train(self);
+  std::string launcher = default_launcher();
+  std::string train = beside(self, "lockstep-train");
   std::string config;
   po::options_description all("Options of run");
   all.add_options()("out", po::value(&o.out), "folder of the study: samples, reports and logs of all runs")(
-      "ranks", po::value(&ranks), "numbers of ranks, as 1,2,4")(
-      "mode", po::value(&mode)->default_value(mode), "strong, weak, or both")(
+      "ranks", po::value(&ranks), "numbers of ranks, as 1,2,4")("mode", po::value(&mode)->default_value(mode),
+                                                                "strong, weak, or both")(
       "global_batch", po::value(&o.plan.global_batch),
       "samples a step; weak: for each rank. Must have micro-batches for all ranks")(
       "repeats", po::value(&o.plan.repeats)->default_value(o.plan.repeats), "runs of each number of ranks")(
-      "steps", po::value(&o.plan.steps)->default_value(o.plan.steps), "of each run; the first is not counted")(
-      "config", po::value(&config), "of lockstep-train: a file of `name = value` lines")(
+      "steps", po::value(&o.plan.steps)->default_value(o.plan.steps),
+      "of each run; the first is not counted")("config", po::value(&config),
+                                               "of lockstep-train: a file of `name = value` lines")(
       "launcher", po::value(&launcher)->default_value(launcher),
       "words that start an MPI program, without the number of ranks")(
       "train", po::value(&train)->default_value(train), "the training program")("help", "this text");
@@ -152,16 +169,15 @@ RunOptions parse_run(int argc, const char* const* argv, const std::string& self,
   } else {
     throw UsageError(fmt::format("--mode {} is none; give strong, weak or both", mode));
   }
-  o.plan.launch = words_of(launcher);
-  if (o.plan.launch.empty()) throw UsageError("--launcher is empty; give mpirun or srun, with options");
-  o.plan.launch.emplace_back(o.plan.launch.front().ends_with("srun") ? "-n" : "-np");
+  o.plan.launch = launch_words(launcher);
   o.plan.train = {train};
   if (!config.empty()) {
     o.plan.train.emplace_back("--config");
     o.plan.train.push_back(config);
   }
   // What a study measures is training, not the disk; who wants to see saves gives a folder.
-  for (const char* const word : {"--checkpoint_dir", "", "--summary_dir", ""}) o.plan.train.emplace_back(word);
+  for (const char* const word : {"--checkpoint_dir", "", "--summary_dir", ""})
+    o.plan.train.emplace_back(word);
   if (dashes != end) o.plan.train.insert(o.plan.train.end(), dashes + 1, end);
   return o;
 }
@@ -172,7 +188,8 @@ std::vector<ScalingSample> load_samples(Directory& runs) {
   for (const DirectoryEntry& entry : runs.list()) {
     if (entry.name.ends_with(ending)) samples.push_back(sample_from_json(read_text(runs, entry.name)));
   }
-  std::ranges::sort(samples, {}, [](const ScalingSample& s) { return std::tuple(s.mode, s.ranks, s.repeat); });
+  std::ranges::sort(samples, {},
+                    [](const ScalingSample& s) { return std::tuple(s.mode, s.ranks, s.repeat); });
   return samples;
 }
 
@@ -217,8 +234,8 @@ void run_study(const RunOptions& o) {
     const int code = run_command(words, log);
     if (code != 0) {
       const std::string message =
-          fmt::format("{} ended with exit code {}; see {}, then run again to go on from here", run.name(), code,
-                      log.string());
+          fmt::format("{} ended with exit code {}; see {}, then run again to go on from here", run.name(),
+                      code, log.string());
       if (code == static_cast<int>(ExitCode::usage)) throw UsageError(message);
       if (code == static_cast<int>(ExitCode::data)) throw DataError(message);
       throw TrainingError(message);
@@ -248,9 +265,11 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
   std::vector<NamedStudy> studies;
   for (const std::string& folder : folders) {
     const auto runs = files.open_directory(std::filesystem::path(folder) / "runs");
-    NamedStudy study{std::filesystem::path(folder).lexically_normal().filename().string(), load_samples(*runs)};
+    NamedStudy study{std::filesystem::path(folder).lexically_normal().filename().string(),
+                     load_samples(*runs)};
     if (study.name.empty()) study.name = std::filesystem::path(folder).parent_path().filename().string();
-    if (study.samples.empty()) throw DataError(fmt::format("{} has no samples yet; run the study first", folder));
+    if (study.samples.empty())
+      throw DataError(fmt::format("{} has no samples yet; run the study first", folder));
     studies.push_back(std::move(study));
   }
   if (to.empty()) to = folders.front() + "/report";
@@ -283,6 +302,46 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
   write_text(*out, "report.html", html(studies, pictures));
   std::fputs(tables.c_str(), stdout);
   std::puts(fmt::format("written to {}", out->path().string()).c_str());
+}
+
+/// What the machine can do, from a run of lockstep-probe.
+int probe(int argc, const char* const* argv, const std::string& self) {
+  std::string ranks;
+  std::string directory;
+  std::string out;
+  std::string launcher = default_launcher();
+  po::options_description all("Options of probe");
+  all.add_options()("ranks", po::value(&ranks), "how many, as later in the study")(
+      "directory", po::value(&directory), "whose file system is measured, too")(
+      "out", po::value(&out), "folder for probe.json; that of a study, for its model")(
+      "launcher", po::value(&launcher)->default_value(launcher),
+      "words that start an MPI program, without the number of ranks")("help", "this text");
+  const auto values = parse_options(argc, argv, all);
+  if (values.count("help") != 0) {
+    std::ostringstream text;
+    text << kUsage << "\n" << all;
+    std::fputs(text.str().c_str(), stdout);
+    return 0;
+  }
+  const auto numbers = ranks_of(ranks);
+  if (numbers.size() != 1) throw UsageError("probe needs one number of ranks: --ranks 64");
+  PosixFileSystem files;
+  if (out.empty()) out = ".";
+  const auto folder = files.create_directory(out);
+  auto words = launch_words(launcher);
+  words.push_back(std::to_string(numbers.front()));
+  words.push_back(beside(self, "lockstep-probe"));
+  words.emplace_back("--report");
+  words.push_back((folder->path() / "probe.json").string());
+  if (!directory.empty()) {
+    words.emplace_back("--directory");
+    words.push_back(directory);
+  }
+  const int code = run_command(words, folder->path() / "probe.log");
+  const std::string said = read_text(*folder, "probe.log");
+  std::fputs(said.c_str(), code == 0 ? stdout : stderr);
+  if (code != 0) throw TrainingError(fmt::format("lockstep-probe ended with exit code {}", code));
+  return 0;
 }
 
 int run(int argc, char** argv) {
@@ -326,7 +385,8 @@ int run(int argc, char** argv) {
     write_report(folders, out);
     return 0;
   }
-  throw UsageError(fmt::format("'{}' is no command of lockstep-scaling; give run or report", command));
+  if (command == "probe") return probe(argc - 1, argv + 1, argv[0]);
+  throw UsageError(fmt::format("'{}' is no command of lockstep-scaling; give run, report or probe", command));
 }
 
 }  // namespace

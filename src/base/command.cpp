@@ -2,11 +2,10 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <fmt/format.h>
 
 #include <lockstep/base/command.hpp>
 #include <lockstep/base/error.hpp>

@@ -163,11 +163,12 @@ std::string rank_tics(const std::vector<Series>& series) {
 }
 
 std::string plot_lines(const std::vector<Series>& series, std::string_view ideal, int value_column) {
-  std::string plot = fmt::format("plot {} with lines linewidth 2 dashtype 2 linecolor rgb \"#888888\" title \"ideal\"",
-                                 ideal);
+  std::string plot = fmt::format(
+      "plot {} with lines linewidth 2 dashtype 2 linecolor rgb \"#888888\" title \"ideal\"", ideal);
   for (std::size_t i = 0; i < series.size(); ++i) {
     plot += fmt::format(
-        ", \\\n  \"series-{0}.dat\" using 1:{1}:{2}:{3} with yerrorlines linewidth 2 pointtype {4} title \"{5}\"",
+        ", \\\n  \"series-{0}.dat\" using 1:{1}:{2}:{3} with yerrorlines linewidth 2 pointtype {4} title "
+        "\"{5}\"",
         i, value_column, value_column + 1, value_column + 2, 5 + 2 * i, for_gnuplot(series[i].first));
   }
   return plot + "\n";
@@ -270,15 +271,15 @@ std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
     files[fmt::format("series-{}.dat", i)] = std::move(data);
   }
   const std::int64_t least = series.front().second.rows.front().ranks;
-  files["speed_up.gp"] =
-      script("speed_up", rank_tics(series) +
-                             "set ylabel \"speed-up (bars: 95 % intervals)\"\nset logscale y 2\nset key left top Left reverse\n" +
-                             plot_lines(series, fmt::format("x/{}.0", least), 2));
-  files["efficiency.gp"] = script(
-      "efficiency", rank_tics(series) +
-                        "set ylabel \"efficiency in % (bars: 95 % intervals)\"\nset yrange [0:115]\n"
-                        "set key left bottom Left reverse\n" +
-                        plot_lines(series, "100", 5));
+  files["speed_up.gp"] = script("speed_up", rank_tics(series) +
+                                                "set ylabel \"speed-up (bars: 95 % intervals)\"\nset "
+                                                "logscale y 2\nset key left top Left reverse\n" +
+                                                plot_lines(series, fmt::format("x/{}.0", least), 2));
+  files["efficiency.gp"] =
+      script("efficiency", rank_tics(series) +
+                               "set ylabel \"efficiency in % (bars: 95 % intervals)\"\nset yrange [0:115]\n"
+                               "set key left bottom Left reverse\n" +
+                               plot_lines(series, "100", 5));
   // One group of bars a series, next to each other.
   std::string bars =
       "set ylabel \"ms a step\"\nset xlabel \"ranks\"\nset style data histograms\n"
@@ -290,8 +291,8 @@ std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
   for (std::size_t i = 0; i < series.size(); ++i) {
     bars += fmt::format("{}newhistogram \"{}\"", i == 0 ? "" : ", \\\n  ", for_gnuplot(series[i].first));
     for (std::size_t p = 0; p < kStepParts.size(); ++p) {
-      bars += fmt::format(", \\\n  \"series-{}.dat\" using {}:xtic(1) linecolor rgb \"{}\" {}", i, 8 + p, colours[p],
-                          i == 0 ? fmt::format("title \"{}\"", kStepParts[p]) : "notitle");
+      bars += fmt::format(", \\\n  \"series-{}.dat\" using {}:xtic(1) linecolor rgb \"{}\" {}", i, 8 + p,
+                          colours[p], i == 0 ? fmt::format("title \"{}\"", kStepParts[p]) : "notitle");
     }
   }
   files["parts.gp"] = script("parts", bars + "\n");
@@ -300,7 +301,8 @@ std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
 
 std::string html(std::span<const NamedStudy> studies, const std::map<std::string, std::string>& pictures) {
   std::string page =
-      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Scaling study</title>\n<style>\n"
+      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Scaling "
+      "study</title>\n<style>\n"
       "body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }\n"
       "table { border-collapse: collapse; margin: 1em 0; }\n"
       "td, th { padding: 0.25em 0.8em; text-align: right; border-bottom: 1px solid #ddd; }\n"
@@ -318,7 +320,8 @@ std::string html(std::span<const NamedStudy> studies, const std::map<std::string
   }
   for (const auto& [name, svg] : pictures) {
     // Within a page a picture begins with its element.
-    page += fmt::format("<h2>{}</h2>\n{}\n", for_html(name), svg.substr(std::min(svg.find("<svg"), svg.size())));
+    page +=
+        fmt::format("<h2>{}</h2>\n{}\n", for_html(name), svg.substr(std::min(svg.find("<svg"), svg.size())));
   }
   return page + "</body>\n</html>\n";
 }

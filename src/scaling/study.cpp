@@ -30,10 +30,10 @@ std::vector<std::string> command_of(const StudyPlan& plan, const StudyRun& run, 
   words.push_back(std::to_string(run.ranks));
   words.insert(words.end(), plan.train.begin(), plan.train.end());
   const std::int64_t batch = plan.global_batch * (run.mode == ScalingMode::weak ? run.ranks : 1);
-  for (const std::string& word : {std::string("--global_batch"), std::to_string(batch),
-                                  std::string("--last_step"), std::to_string(plan.steps),
-                                  std::string("--report_parts"), std::string("1"), std::string("--report"),
-                                  report}) {
+  for (const std::string& word :
+       {std::string("--global_batch"), std::to_string(batch), std::string("--last_step"),
+        std::to_string(plan.steps), std::string("--report_parts"), std::string("1"), std::string("--report"),
+        report}) {
     words.push_back(word);
   }
   return words;
@@ -42,9 +42,12 @@ std::vector<std::string> command_of(const StudyPlan& plan, const StudyRun& run, 
 std::string to_json(const StudyPlan& plan) {
   nlohmann::json modes = nlohmann::json::array();
   for (const ScalingMode mode : plan.modes) modes.push_back(to_string(mode));
-  return nlohmann::json{{"modes", modes},         {"ranks", plan.ranks},
-                        {"repeats", plan.repeats}, {"steps", plan.steps},
-                        {"global_batch", plan.global_batch}, {"launch", plan.launch},
+  return nlohmann::json{{"modes", modes},
+                        {"ranks", plan.ranks},
+                        {"repeats", plan.repeats},
+                        {"steps", plan.steps},
+                        {"global_batch", plan.global_batch},
+                        {"launch", plan.launch},
                         {"train", plan.train}}
       .dump(2);
 }

@@ -147,6 +147,28 @@ class Scaling(EndToEnd):
         self.assertIn("warning: there is no plot efficiency", ended.err)
         self.assertIn("<table>", (self.study / "report" / "report.html").read_text())
 
+    def test_probe(self):
+        place = self.folder / "place"
+        ended = self.scaling("probe", "--ranks", 2, "--directory", place, "--out", self.study,
+                             "--launcher", "mpirun --oversubscribe --bind-to none")
+        self.assertEqual(ended.code, 0, ended)
+        self.assertIn("2 ranks on 1 node", ended.out)
+        ranks = harness.read_json(self.study / "probe.json")
+        self.assertEqual([(rank["rank"], rank["node"]) for rank in ranks], [(0, 0), (1, 0)])
+        for rank in ranks:
+            for figure in ("matrix products", "memory", "latency inside a node", "bandwidth inside a node"):
+                self.assertGreater(rank[figure], 0)
+                self.assertIn(figure, ended.out)
+            self.assertEqual(rank["latency between nodes"], 0)
+        # By one rank of the node, and nothing stays.
+        self.assertEqual([rank["file written and synced"] > 0 for rank in ranks], [True, False])
+        self.assertEqual(list(place.iterdir()), [])
+        (self.folder / "file").write_text("")
+        ended = self.scaling("probe", "--ranks", 2, "--directory", self.folder / "file", "--out", self.study,
+                             "--launcher", "mpirun --oversubscribe --bind-to none")
+        self.assertEqual(ended.code, 70, ended)
+        self.assertIn("Not a directory", ended.err)
+
     def test_what_makes_no_sense_is_refused(self):
         good = ["--out", self.study, "--ranks", "1", "--global_batch", 8]
         for words, what in ((["measure"], "no command"), (["run"], "--out"), (["run", "--out", "x"], "--ranks"),
@@ -155,7 +177,7 @@ class Scaling(EndToEnd):
                             (["run", *good[:4]], "--global_batch 0"), (["run", *good, "--mode", "both ways"], "--mode"),
                             (["run", *good, "--repeats", 0], "--repeats"), (["run", *good, "--steps", 1], "--steps"),
                             (["run", *good, "--launcher", " "], "--launcher"), (["run", *good, "--rank", 2], "ranks"),
-                            (["report"], "folder")):
+                            (["report"], "folder"), (["probe"], "--ranks"), (["probe", "--ranks", "1,2"], "one number")):
             with self.subTest(words=words):
                 ended = self.scaling(*words)
                 self.assertEqual(ended.code, 64, ended)

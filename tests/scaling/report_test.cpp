@@ -73,7 +73,8 @@ TEST_CASE("another digest among runs of one batch size is told") {
   CHECK(markdown(studies).find("DIFFERENT BITS") != std::string::npos);
 }
 
-TEST_CASE("tables, plots and the page hold what was measured, and nothing that their languages would misread") {
+TEST_CASE(
+    "tables, plots and the page hold what was measured, and nothing that their languages would misread") {
   const std::vector<NamedStudy> studies{{"my_study", known()}, {"50% \"other\"", known()}};
   const std::string md = markdown(studies);
   CHECK(md.find("## my_study, strong scaling") != std::string::npos);
@@ -83,7 +84,8 @@ TEST_CASE("tables, plots and the page hold what was measured, and nothing that t
   CHECK(tex.find("50\\% ") != std::string::npos);
   CHECK(tex.find("efficiency in \\% [95 \\%]") != std::string::npos);
   const auto files = plots(studies);
-  for (const char* const name : {"speed_up.gp", "efficiency.gp", "parts.gp", "series-0.dat", "series-3.dat"}) {
+  for (const char* const name :
+       {"speed_up.gp", "efficiency.gp", "parts.gp", "series-0.dat", "series-3.dat"}) {
     CAPTURE(name);
     CHECK(files.contains(name));
   }
@@ -111,7 +113,8 @@ TEST_CASE("two studies stand side by side where both have runs") {
 TEST_CASE("10,000 samples take a moment") {
   std::vector<ScalingSample> samples;
   for (int i = 0; i < 10000; ++i) {
-    samples.push_back(sample(ScalingMode::strong, std::int64_t{1} << i % 10, i, 0.1 + 1e-6 * (i * 7919 % 1000)));
+    samples.push_back(
+        sample(ScalingMode::strong, std::int64_t{1} << i % 10, i, 0.1 + 1e-6 * (i * 7919 % 1000)));
   }
   CHECK(tabulate(samples).front().rows.back().samples == 1000);
 }

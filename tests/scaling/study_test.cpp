@@ -21,7 +21,8 @@ StudyPlan plan() {
 
 }  // namespace
 
-TEST_CASE("every run comes once, a repeat is over before the next begins, and each place in it is everybody's") {
+TEST_CASE(
+    "every run comes once, a repeat is over before the next begins, and each place in it is everybody's") {
   const auto runs = interleaved(plan());
   std::set<std::string> names;
   for (const StudyRun& run : runs) names.insert(run.name());
@@ -42,9 +43,9 @@ TEST_CASE("every run comes once, a repeat is over before the next begins, and ea
 TEST_CASE("strong scaling keeps the global batch, weak scaling that of a rank") {
   const auto strong = command_of(plan(), {ScalingMode::strong, 4, 0}, "r.json");
   const auto weak = command_of(plan(), {ScalingMode::weak, 4, 0}, "r.json");
-  const std::vector<std::string> expected{"mpirun",     "-np",     "4",           "train", "--seed",
-                                          "7",          "--global_batch", "128",  "--last_step", "50",
-                                          "--report_parts", "1",   "--report",    "r.json"};
+  const std::vector<std::string> expected{
+      "mpirun", "-np",         "4",  "train",          "--seed", "7",        "--global_batch",
+      "128",    "--last_step", "50", "--report_parts", "1",      "--report", "r.json"};
   CHECK(strong == expected);
   CHECK(std::ranges::count(weak, "512") == 1);
 }

@@ -19,7 +19,8 @@ struct ScalingRow {
   std::int64_t samples = 0;
   Estimate step_seconds = {};
   std::array<double, kStepParts.size()> part_seconds{};  ///< medians
-  Estimate speed_up = {};    ///< strong: of the step; weak: of samples a second; the smallest number of ranks as ideal
+  Estimate speed_up =
+      {};  ///< strong: of the step; weak: of samples a second; the smallest number of ranks as ideal
   Estimate efficiency = {};  ///< speed_up over the growth of ranks
 };
 

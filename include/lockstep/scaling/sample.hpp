@@ -36,11 +36,11 @@ struct ScalingSample {
   std::string binding = {};  ///< what the launcher was told
   std::string version = {};
   std::string date = {};  ///< of the start, UTC
-  double load = 0;   ///< of the host before the start, over the last minute
+  double load = 0;        ///< of the host before the start, over the last minute
 };
 
-/// The sample of a run from its --report (with --report_parts 1), a JSON object. The rest of the sample is the
-/// caller's. Throws DataError for what is no such report, or one of a run without steps.
+/// The sample of a run from its --report (with --report_parts 1), a JSON object. The rest of the sample is
+/// the caller's. Throws DataError for what is no such report, or one of a run without steps.
 ScalingSample sample_of_report(std::string_view report);
 
 /// One sample a JSON object of one line. Throws DataError when it is none.

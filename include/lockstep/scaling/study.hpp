@@ -13,8 +13,8 @@ struct StudyPlan {
   std::vector<ScalingMode> modes = {ScalingMode::strong};
   std::vector<std::int64_t> ranks = {};  ///< increasing
   std::int64_t repeats = 5;
-  std::int64_t steps = 100;         ///< of each run
-  std::int64_t global_batch = 0;    ///< strong: of every run; weak: of each rank
+  std::int64_t steps = 100;              ///< of each run
+  std::int64_t global_batch = 0;         ///< strong: of every run; weak: of each rank
   std::vector<std::string> launch = {};  ///< words before the number of ranks: "mpirun", ..., "-np"
   std::vector<std::string> train = {};   ///< the program and its options, without those that the study gives
 };

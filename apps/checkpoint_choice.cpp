@@ -28,7 +28,7 @@ CheckpointFile open_checkpoint(FileSystem& files, const std::string& path, const
                                const std::string& basename) {
   const auto directory = directory_or_null(files, path);
   if (directory == nullptr) {
-    return {*files.open_file(path), std::filesystem::path(path).filename().string(), key};
+    return open_checkpoint_file(files, path, key);
   }
   auto newest = newest_checkpoint(*directory, log, basename, key);
   if (newest) return std::move(*newest);

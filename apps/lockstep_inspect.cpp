@@ -5,6 +5,7 @@
 #include <cstring>
 #include <ctime>
 #include <exception>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <memory>
@@ -208,7 +209,8 @@ json tensor_json(const Entry& entry) {
 
 json file_json(const CheckpointFile& file) {
   json document = digest_json(file);
-  document["bytes"] = file.trailer().file_bytes;
+  document["bytes"] = file.bytes();
+  document["shards"] = file.shards();
   document["saved_at"] = file.trailer().saved_at;
   document["settings"] = settings_json(file);
   document["tensors"] = json::array();
@@ -231,8 +233,9 @@ std::string one_line(const std::string& raw, std::size_t limit) {
 void print_file(const CheckpointFile& file) {
   constexpr std::size_t kSettingWidth = 90;
   const Trailer& trailer = file.trailer();
-  std::puts(fmt::format("{}: step {}, {}, saved {}", file.name(), file.step(), size_text(trailer.file_bytes),
-                        date(trailer.saved_at))
+  const std::string shards = file.shards().empty() ? "" : fmt::format(" in {} shards", file.shards().size());
+  std::puts(fmt::format("{}: step {}, {}{}, saved {}", file.name(), file.step(), size_text(file.bytes()),
+                        shards, date(trailer.saved_at))
                 .c_str());
   std::puts("\ntensors");
   Table tensors({"name", "type", "shape", "mean", "std", "min", "max", "NaN"}, 3);
@@ -281,12 +284,19 @@ struct Found {
   std::string problem;
 };
 
+/// Of the file and of its shards, which lie beside it.
+void check_structures(const CheckpointFile& file, Directory& directory, const MacKey* key) {
+  file.check_structure();
+  for (const std::string& shard : file.shards()) CheckpointFile(directory, shard, key).check_structure();
+}
+
 Found examine(Directory& directory, FoundCheckpoint checkpoint, const MacKey* key) {
   Found found{std::move(checkpoint), std::nullopt, ""};
   try {
     // With its structure, as a restore would.
     const CheckpointFile file(directory, found.checkpoint.file, key);
-    file.check_structure();
+    check_structures(file, directory, key);
+    found.checkpoint.bytes = file.bytes();
     if (file.step() != found.checkpoint.name.step) {
       found.problem = fmt::format("holds step {}: it was renamed", file.step());
     } else {
@@ -401,7 +411,10 @@ bool show(FileSystem& files, const std::string& path, const InspectOptions& opti
   if (directory == nullptr) {
     try {
       const CheckpointFile file = open_checkpoint(files, path, Log(), options.key.get());
-      if (options.verify) file.check_structure();
+      if (options.verify) {
+        const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+        check_structures(file, *files.open_directory(folder.empty() ? "." : folder), options.key.get());
+      }
       if (options.as_json) {
         documents.push_back(options.verify ? digest_json(file) : file_json(file));
       } else if (options.verify) {

@@ -156,6 +156,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   session.checkpoint_dir = options.checkpoint_dir;
   session.scaffold.saver.basename = options.checkpoint_basename;
   session.scaffold.saver.max_to_keep = options.max_to_keep;
+  session.scaffold.saver.shard_bytes = static_cast<std::uint64_t>(options.shard_bytes);
   session.scaffold.saver.keep_checkpoint_every_n_hours = options.keep_checkpoint_every_n_hours;
   if (!options.keep_best.empty()) session.scaffold.saver.keep_best = parse_keep_best(options.keep_best);
   session.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, last_step),

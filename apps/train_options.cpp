@@ -141,6 +141,7 @@ void check(const TrainOptions& o) {
                                  o.early_stopping_min_delta));
   }
   check_range<std::int64_t>("max_to_keep", o.max_to_keep, 0);
+  check_range<std::int64_t>("shard_bytes", o.shard_bytes, 1);
   check_range<std::int64_t>("prefetch", o.prefetch, 0, 64);
   check_range<std::int64_t>("threads", o.threads, 1, 4096);
   check_range<std::int64_t>("bucket_bytes", o.bucket_bytes, 0, std::int64_t{1} << 40);
@@ -285,6 +286,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "save_checkpoint_secs", po::value(&o.save_checkpoint_secs)->default_value(o.save_checkpoint_secs), "")(
       "save_checkpoint_steps", po::value(&o.save_checkpoint_steps)->default_value(0), "")(
       "max_to_keep", po::value(&o.max_to_keep)->default_value(o.max_to_keep), "checkpoints; 0: all")(
+      "shard_bytes", po::value(&o.shard_bytes)->default_value(o.shard_bytes),
+      "checkpoints with more are written by several ranks at once, as shards and a manifest")(
       "keep_checkpoint_every_n_hours", po::value(&o.keep_checkpoint_every_n_hours)->default_value(0),
       "beside these")("keep_best", po::value(&o.keep_best),
                       "METRIC:K, such as loss:3: the K best stay, too; name:K:max where high is good")(

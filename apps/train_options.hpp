@@ -45,6 +45,7 @@ struct TrainOptions {
   double save_checkpoint_secs = 600;
   std::int64_t save_checkpoint_steps = 0;
   int max_to_keep = 5;
+  std::int64_t shard_bytes = std::int64_t{1} << 30;
   double keep_checkpoint_every_n_hours = 0;
   std::string keep_best;
   std::string key_file;

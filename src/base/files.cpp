@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -124,7 +125,12 @@ void check_base_name(const std::string& name) {
 
 class PosixDirectory final : public Directory {
  public:
-  PosixDirectory(Descriptor fd, std::filesystem::path path) : fd_(std::move(fd)), path_(std::move(path)) {}
+  PosixDirectory(Descriptor fd, std::filesystem::path path) : fd_(std::move(fd)), path_(std::move(path)) {
+    // The working directory may change.
+    std::error_code unknown;
+    place_ = std::filesystem::absolute(path_, unknown);
+    if (unknown) place_ = path_;
+  }
 
   const std::filesystem::path& path() const override { return path_; }
 
@@ -222,6 +228,24 @@ class PosixDirectory final : public Directory {
     return std::uint64_t{status.f_bavail} * status.f_frsize;
   }
 
+  bool is_at_its_path() override {
+    struct stat mine {};
+    struct stat there {};
+    if (::fstat(fd_.get(), &mine) != 0) throw FileError("examine", path_, errno);
+    if (::stat(place_.c_str(), &there) != 0) {
+      if (errno == ENOENT || errno == ENOTDIR) return false;
+      throw FileError("examine", path_, errno);
+    }
+    return mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
+  }
+
+  bool try_exclude() override {
+    return retry_interrupted([&] { return ::flock(fd_.get(), LOCK_EX | LOCK_NB); }) == 0 ||
+           errno != EWOULDBLOCK;
+  }
+
+  void end_exclusion() override { ::flock(fd_.get(), LOCK_UN); }
+
   bool others_may_write() override {
     struct stat status {};
     if (::fstat(fd_.get(), &status) != 0) throw FileError("examine", path_, errno);
@@ -231,6 +255,7 @@ class PosixDirectory final : public Directory {
  private:
   Descriptor fd_;
   std::filesystem::path path_;
+  std::filesystem::path place_;  ///< from the root
 };
 
 }  // namespace

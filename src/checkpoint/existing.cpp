@@ -2,6 +2,7 @@
 #include <cerrno>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -9,6 +10,7 @@
 #include <lockstep/checkpoint/existing.hpp>
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/checkpoint/names.hpp>
+#include <lockstep/checkpoint/shards.hpp>
 #include <lockstep/checkpoint/state_file.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 
@@ -72,8 +74,18 @@ bool remove_checkpoint(FileSystem& files, const std::filesystem::path& path, con
     const auto named = [&](const CheckpointRecord& record) { return record.file == name; };
     if (std::erase_if(state->checkpoints, named) > 0) write_state_file(*directory, *state, key);
   }
+  std::vector<std::string> shards;
+  try {
+    shards = shards_of(*directory, name, key);
+  } catch (const DataError&) {
+    // What a damaged manifest named, the next owner of the directory removes.
+  }
   directory->remove(name);
   directory->sync();
+  for (const std::string& shard : shards) {
+    if (directory->exists(shard)) directory->remove(shard);
+  }
+  if (!shards.empty()) directory->sync();
   return true;
 }
 

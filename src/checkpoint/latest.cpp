@@ -71,6 +71,8 @@ std::optional<CheckpointFile> newest_checkpoint(Directory& directory, const Log&
         if (error.code() == ENOENT) vanished = true;
         reasons.emplace_back(error.what());
       } catch (const DataError& error) {
+        // Its shards go after it: a reader that was slow finds it without them.
+        if (!directory.exists(name)) vanished = true;
         reasons.emplace_back(error.what());
       }
       log.warn(fmt::format("{}; trying the next older checkpoint", reasons.back()));

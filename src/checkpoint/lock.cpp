@@ -30,6 +30,8 @@ namespace {
 
 using nlohmann::json;
 
+// Each owner is one token above the last: more of them than what cannot be read may be ahead of the rest.
+constexpr std::uint64_t kUnknownOwners = std::uint64_t{1} << 20;
 constexpr std::uint64_t kMaxLockBytes = 64 << 10;
 
 std::string to_json(const LockHolder& holder) {
@@ -225,11 +227,17 @@ DirectoryLock::DirectoryLock(std::shared_ptr<Directory> directory, Clock& clock,
   self_.job = identity.job_id();
   self_.restarts = identity.job_restarts();
   self_.nonce = fmt::format("{:016x}", identity.nonce());
-  acquire();
-  for (beat(); !held(); beat()) {  // slept for so long that another has come
-    lost_.store(false);
+  try {
     acquire();
+    for (beat(); !held(); beat()) {  // slept for so long that another has come
+      lost_.store(false);
+      acquire();
+    }
+  } catch (...) {
+    end_exclusion();
+    throw;
   }
+  end_exclusion();
   remove_leftovers();
   heartbeat_ = executor.every("heartbeat", options_.heartbeat, [this] { beat(); });
 }
@@ -239,25 +247,39 @@ DirectoryLock::~DirectoryLock() {
   release();
 }
 
+void DirectoryLock::end_exclusion() noexcept {
+  if (std::exchange(excludes_, false)) directory_->end_exclusion();
+}
+
 void DirectoryLock::acquire() {
   // Each keeps its own time: a claim that is looked at must not make the lock look fresh.
   Waiting waiting(*this);
   Waiting waiting_for_claim(*this);
   std::optional<std::string> seen;
   std::optional<LockHolder> previous;
+  std::optional<Seconds> waits_since;
   for (;;) {
     const auto text = read_text(*directory_, kLock);
-    if (!text) {
-      if (claim_free()) return;
+    if (text != seen) previous = text ? parse(*text) : std::nullopt;
+    seen = text;
+    if (text && !waiting.is_dead(*text, previous)) {
+      end_exclusion();
+      clock_.sleep(options_.poll);
       continue;
     }
-    if (text != seen) previous = parse(*text);
-    seen = text;
-    if (waiting.is_dead(*text, previous)) {
-      if (take_over(*text, previous, waiting_for_claim)) return;
-    } else {
-      clock_.sleep(options_.poll);
+    // Of several newcomers one is let on, so that the others write nothing and find it as the owner. Not for
+    // ever: who wins is decided by the names of files alone.
+    if (!excludes_ && !directory_->try_exclude()) {
+      if (!waits_since) waits_since = clock_.now();
+      if (clock_.now() - *waits_since < options_.local_wait) {
+        clock_.sleep(options_.poll);
+        continue;
+      }
+    } else if (!excludes_) {
+      excludes_ = true;
+      continue;  // what was looked at may have changed while another had its turn
     }
+    if (text ? take_over(*text, previous, waiting_for_claim) : claim_free()) return;
   }
 }
 
@@ -282,6 +304,7 @@ bool DirectoryLock::take_over(const std::string& seen, const std::optional<LockH
     if (waiting_for_claim.is_dead(*other, parse(*other))) {
       remove_if_there(*directory_, claim);
     } else {
+      end_exclusion();
       clock_.sleep(options_.poll);
     }
     return false;
@@ -314,20 +337,31 @@ bool DirectoryLock::is_ours() {
 
 std::uint64_t DirectoryLock::next_token(const std::optional<LockHolder>& previous) {
   std::uint64_t largest = previous ? previous->token : 0;
+  bool unknown = false;
   // Looked up by its name, the state file is never older than a listing of the directory may be.
-  if (const auto known = read_state_file(*directory_).state) {
+  const auto read = read_state_file(*directory_, options_.key.get());
+  if (const auto& known = read.state) {
     largest = std::max(largest, known->token);
     for (const CheckpointRecord& record : known->checkpoints) largest = std::max(largest, record.token);
   }
+  // Said by the state file of every owner that saved; without it each checkpoint counts.
+  const bool proven = read.state && read.state->token > 0;
   // A holder that left in good order took its lock along; its checkpoints still know its token, whatever they
   // are called.
   for (const DirectoryEntry& entry : directory_->list()) {
     if (!entry.is_regular || entry.name.find(".h5") == std::string::npos) continue;
     try {
       largest = std::max(largest, read_trailer(*directory_->open(entry.name), entry.name).token);
-    } catch (const Error&) {
+    } catch (const DataError&) {
       // Not a whole checkpoint: says nothing about tokens.
+    } catch (const FileError& error) {
+      unknown |= error.code() != ENOENT;
     }
+  }
+  if (unknown && !proven && largest < std::numeric_limits<std::uint64_t>::max() - kUnknownOwners) {
+    log_.warn(
+        "a checkpoint cannot be read just now; this job takes a fencing token far above those it can see");
+    largest += kUnknownOwners;
   }
   if (largest == std::numeric_limits<std::uint64_t>::max()) {
     throw EnvironmentError(fmt::format(

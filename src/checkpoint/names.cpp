@@ -67,6 +67,27 @@ bool is_checkpoint_name(std::string_view file) {
   return false;
 }
 
+std::string shard_name(std::string_view basename, std::uint64_t save, int number) {
+  return fmt::format("{}.{:016x}.shard{}{}", basename, save, number, kExtension);
+}
+
+bool is_shard_name(std::string_view basename, std::string_view file) {
+  constexpr std::size_t kDigits = 16;
+  constexpr std::string_view kShard = ".shard";
+  std::string_view rest = file;
+  if (!rest.starts_with(basename) || !rest.ends_with(kExtension)) return false;
+  rest.remove_prefix(basename.size());
+  if (rest.size() < 1 + kDigits + kShard.size() + kExtension.size()) return false;
+  rest.remove_suffix(kExtension.size());
+  const auto number = parse_whole<int>(rest.substr(1 + kDigits + kShard.size()));
+  std::uint64_t save = 0;
+  const char* const digits = rest.data() + 1;
+  const auto [end, error] = std::from_chars(digits, digits + kDigits, save, 16);
+  // Only the canonical spelling counts.
+  return number && *number >= 0 && error == std::errc{} && end == digits + kDigits &&
+         shard_name(basename, save, *number) == file;
+}
+
 std::string temporary_name(std::string_view name, std::uint64_t nonce) {
   return fmt::format(".{}.tmp.{:016x}", name, nonce);
 }

@@ -1,7 +1,10 @@
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <utility>
 
 #include <fmt/format.h>
@@ -10,6 +13,7 @@
 #include <lockstep/checkpoint/reader.hpp>
 
 #include "hdf5_support.hpp"
+#include "manifest.hpp"
 
 namespace lockstep {
 namespace {
@@ -193,6 +197,77 @@ std::vector<Entry> entries_of(VerifiedImage& content, const std::string& name) {
   return entries;
 }
 
+/// What a verified file holds.
+std::vector<Entry> structure_of(VerifiedImage& content, const std::string& name) {
+  return content.index.empty() ? StructureReader(name, content.bytes.bytes()).read()
+                               : entries_of(content, name);
+}
+
+/// Puts the tensors together that lie in pieces.
+class Pieces {
+ public:
+  Pieces(const std::string& name, std::vector<PageBuffer>& memory) : name_(name), memory_(memory) {}
+
+  /// `path` is that of a piece: "/model/dense/weight@4096".
+  void add(const Entry& piece) {
+    const std::size_t mark = piece.path.rfind('@');
+    const std::string digits = piece.path.substr(mark + 1);
+    std::uint64_t first = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), first);
+    if (error != std::errc{} || end != digits.data() + digits.size() || piece.shape.size() != 1) {
+      refuse(piece.path, "it is no piece of a tensor");
+    }
+    if (!pieces_[piece.path.substr(0, mark)].emplace(first, piece).second) {
+      refuse(piece.path, "it is there twice");
+    }
+  }
+
+  Entry join(const std::string& path, Shape shape) {
+    const auto found = pieces_.find(path);
+    if (found == pieces_.end()) refuse(path, "it should lie in pieces and has none");
+    std::uint64_t elements = 0;
+    const ElementType type = found->second.begin()->second.type;
+    for (const auto& [first, piece] : found->second) {
+      if (first != elements || piece.type != type) refuse(piece.path, "the pieces do not follow each other");
+      elements += static_cast<std::uint64_t>(piece.shape.front());
+    }
+    // At most what is in the files: no product can wrap before it is larger.
+    std::uint64_t wanted = 1;
+    for (const std::int64_t n : shape) {
+      if (n < 1 || static_cast<std::uint64_t>(n) > elements / wanted)
+        refuse(path, "its pieces do not fill it");
+      wanted *= static_cast<std::uint64_t>(n);
+    }
+    if (wanted != elements) refuse(path, "its pieces do not fill it");
+    PageBuffer& values = memory_.emplace_back(static_cast<std::size_t>(elements) * size_in_bytes(type));
+    std::size_t at = 0;
+    for (const auto& [first, piece] : found->second) {
+      std::memcpy(values.data() + at, piece.data, piece.bytes());
+      at += piece.bytes();
+    }
+    pieces_.erase(found);
+    return {path, type, std::move(shape), values.data()};
+  }
+
+  void require_none() const {
+    if (!pieces_.empty()) refuse(pieces_.begin()->first, "it lies in pieces, and has no shape");
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& path, const std::string& what) const {
+    throw DataError(fmt::format("{} is not a checkpoint that is read here: '{}': {}", name_, path, what));
+  }
+
+  const std::string& name_;
+  std::vector<PageBuffer>& memory_;
+  std::map<std::string, std::map<std::uint64_t, Entry>> pieces_;  // by path, then by the first element
+};
+
+bool may_lie_in_a_shard(const std::string& path) {
+  return std::ranges::any_of(std::array<std::string_view, 4>{"/model/", "/slots/", "/buffers/", kHooksFolder},
+                             [&](std::string_view folder) { return path.starts_with(folder); });
+}
+
 constexpr std::string_view kConfigFolder = "/config/";
 
 std::string shown(const Entry& setting) {
@@ -266,17 +341,102 @@ bool same_kind(const Entry& stored, const Entry& wanted) {
 
 CheckpointFile::CheckpointFile(Directory& directory, const std::string& name, const MacKey* key,
                                std::uint64_t limit)
-    : CheckpointFile(*directory.open(name), name, key, limit) {}
+    : CheckpointFile(*directory.open(name), directory, name, key, limit) {}
+
+CheckpointFile::CheckpointFile(ReadableFile& file, Directory& shards, const std::string& name,
+                               const MacKey* key, std::uint64_t limit)
+    : name_(name), content_(read_verified(file, name, limit, key)) {
+  read_structure();
+  if (!shard_records(entries_, name_).empty()) join(shards, key, limit);
+}
 
 CheckpointFile::CheckpointFile(ReadableFile& file, const std::string& name, const MacKey* key,
                                std::uint64_t limit)
     : name_(name), content_(read_verified(file, name, limit, key)) {
   read_structure();
+  if (!shard_records(entries_, name_).empty()) {
+    throw DataError(name_ + " is a manifest, whose values lie in shards; open it in its directory");
+  }
+}
+
+CheckpointFile open_checkpoint_file(FileSystem& files, const std::filesystem::path& path, const MacKey* key) {
+  const std::string name = path.filename().string();
+  const auto file = files.open_file(path);
+  // A directory that may be entered and not listed is no reason to refuse a file that needs no other.
+  std::unique_ptr<Directory> folder;
+  try {
+    folder = files.open_directory(path.has_parent_path() ? path.parent_path() : ".");
+  } catch (const FileError&) {
+    return {*file, name, key};
+  }
+  return {*file, *folder, name, key};
+}
+
+/// Takes the entries of all shards for those of this file.
+void CheckpointFile::join(Directory& directory, const MacKey* key, std::uint64_t limit) {
+  own_entries_ = std::move(entries_);
+  entries_.clear();
+  const auto refuse = [&](const std::string& what) {
+    throw DataError(fmt::format("{} is not whole: {}", name_, what));
+  };
+  Pieces pieces(name_, joined_);
+  const auto records = shard_records(own_entries_, name_);
+  shards_.reserve(records.size());
+  for (const ShardRecord& record : records) {
+    std::unique_ptr<ReadableFile> file;
+    try {
+      file = directory.open(record.name);
+    } catch (const FileError& error) {
+      if (error.code() != ENOENT) throw;
+      refuse(fmt::format("its shard {} is not there", record.name));
+    }
+    if (file->size() != record.bytes) {
+      refuse(fmt::format("its shard {} has {} bytes, and should have {}", record.name, file->size(),
+                         record.bytes));
+    }
+    VerifiedImage& shard = shards_.emplace_back(read_verified(*file, record.name, limit, key));
+    if (shard.trailer.digest.hex() != record.digest || shard.trailer.step != content_.trailer.step ||
+        shard.trailer.token != content_.trailer.token) {
+      refuse(fmt::format("its shard {} is another file than the one it was saved with", record.name));
+    }
+    for (Entry& entry : structure_of(shard, record.name)) {
+      if (!may_lie_in_a_shard(entry.path)) {
+        throw DataError(fmt::format("{} is not a shard that is read here: '{}' has no place in one",
+                                    record.name, entry.path));
+      }
+      if (entry.path.find('@') != std::string::npos) {
+        pieces.add(entry);
+      } else {
+        entries_.push_back(std::move(entry));
+      }
+    }
+    shard_names_.push_back(record.name);
+    bytes_ += record.bytes;
+  }
+  for (const Entry& entry : own_entries_) {
+    if (entry.path.starts_with(kCutFolder)) {
+      if (entry.type != ElementType::i64 || entry.shape.size() != 1) refuse(entry.path + " is no shape");
+      Shape shape(entry.bytes() / sizeof(std::int64_t));
+      std::memcpy(shape.data(), entry.data, entry.bytes());
+      entries_.push_back(pieces.join("/" + entry.path.substr(kCutFolder.size()), std::move(shape)));
+    } else if (!entry.path.starts_with(kShardsFolder)) {
+      entries_.push_back(entry);
+    }
+  }
+  pieces.require_none();
+  std::ranges::sort(entries_, {}, &Entry::path);
+  const auto twice = std::ranges::adjacent_find(entries_, {}, &Entry::path);
+  if (twice != entries_.end()) refuse(fmt::format("'{}' is there twice", twice->path));
+}
+
+std::vector<ShardRecord> manifest_shards(Directory& directory, const std::string& file, const MacKey* key) {
+  VerifiedImage content = read_verified(*directory.open(file), file, CheckpointFile::kDefaultLimit, key);
+  return shard_records(structure_of(content, file), file);
 }
 
 void CheckpointFile::read_structure() {
-  entries_ = content_.index.empty() ? StructureReader(name_, content_.bytes.bytes()).read()
-                                    : entries_of(content_, name_);
+  entries_ = structure_of(content_, name_);
+  bytes_ = content_.trailer.file_bytes;
   const Entry* step = find("/session/global_step");
   if (step == nullptr) return;
   std::int64_t value = 0;
@@ -297,11 +457,11 @@ void CheckpointFile::check_structure() const {
     return left.path == right.path && left.type == right.type && left.shape == right.shape &&
            left.data == right.data;
   };
-  const auto [here, there] =
-      std::mismatch(entries_.begin(), entries_.end(), found.begin(), found.end(), same);
-  if (here == entries_.end() && there == found.end()) return;
+  const std::vector<Entry>& own = shard_names_.empty() ? entries_ : own_entries_;
+  const auto [here, there] = std::mismatch(own.begin(), own.end(), found.begin(), found.end(), same);
+  if (here == own.end() && there == found.end()) return;
   throw DataError(fmt::format("{} contradicts itself: its index and its HDF5 structure differ at '{}'", name_,
-                              here != entries_.end() ? here->path : there->path));
+                              here != own.end() ? here->path : there->path));
 }
 
 const Entry* CheckpointFile::find(std::string_view path) const noexcept {

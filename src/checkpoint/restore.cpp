@@ -99,6 +99,7 @@ class Search {
     }
     for (const DirectoryEntry& entry : directory_.list()) {
       if (!entry.name.ends_with(".h5") && !is_set_aside(entry.name)) continue;
+      if (is_shard_name(options_.basename, entry.name)) continue;  // of a first save that was not completed
       options_.log.warn(
           fmt::format("no checkpoint named '{}-STEP.h5' is in the directory, so training starts at step "
                       "0; '{}' and the like are left alone",
@@ -279,8 +280,7 @@ void spread(const Communicator& comm, const State& state, const std::optional<Sh
 void init_from_checkpoint(FileSystem& files, const std::filesystem::path& path,
                           const std::vector<std::string>& names, State& state, const Log& log,
                           const MacKey* key) {
-  const auto file = files.open_file(path);
-  const CheckpointFile checkpoint(*file, path.filename().string(), key);
+  const auto checkpoint = open_checkpoint_file(files, path, key);
   const std::size_t count = restore_part(checkpoint, state.entries(), names);
   log.info(fmt::format("{} tensors start with the values of {} (step {})", count, path.string(),
                        checkpoint.step()));

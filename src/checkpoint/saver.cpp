@@ -12,11 +12,11 @@
 #include <lockstep/checkpoint/saver.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 
+#include "image_file.hpp"
+#include "manifest.hpp"
+
 namespace lockstep {
 namespace {
-
-constexpr std::size_t kPieceBytes = std::size_t{256} << 10;    // stays in the second-level cache
-constexpr std::size_t kWriteBackBytes = std::size_t{8} << 20;  // the disk works while the rest is digested
 
 SaverOptions checked(SaverOptions options) {
   if (options.max_to_keep < 0) {
@@ -54,9 +54,13 @@ std::exception_ptr told_again(const std::string& message) {
 }  // namespace
 
 Saver::Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, SaverOptions options,
-             Clock& clock, Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity)
+             Clock& clock, Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity,
+             std::optional<ShardTable> shards)
     : directory_(std::move(directory)),
-      image_(std::move(entries)),
+      shards_(std::move(shards)),
+      manifest_(shards_ ? std::make_unique<Manifest>(std::move(entries), *shards_, options.basename)
+                        : nullptr),
+      image_(manifest_ ? manifest_->entries() : std::move(entries)),
       options_(checked(std::move(options))),
       clock_(clock),
       log_(std::move(log)),
@@ -113,9 +117,18 @@ void Saver::remove_leftovers() {
       log_.warn(error.what());
     }
   }
+  try {
+    for (const std::string& name :
+         remove_orphaned_shards(*directory_, options_.basename, options_.key.get())) {
+      log_.info(fmt::format("removed {}, a shard that no checkpoint names", name));
+    }
+  } catch (const FileError& error) {
+    log_.warn(error.what());
+  }
 }
 
-bool Saver::start(std::int64_t step, Metric metric) {
+bool Saver::start(std::int64_t step, Metric metric, std::uint64_t save) {
+  if (underway_) throw InternalError("a save begins while shards of the one before are written");
   if (busy()) {
     log_.warn(
         fmt::format("the save of step {} is still running; training waits for it before step {} is saved",
@@ -123,6 +136,7 @@ bool Saver::start(std::int64_t step, Metric metric) {
   }
   worker_->wait();
   const Seconds started = clock_.now();
+  if (manifest_) manifest_->hold();
   if (global_step_ != nullptr && *global_step_ != step) {
     throw InternalError(fmt::format("step {} is to be saved as step {}", *global_step_, step));
   }
@@ -135,9 +149,39 @@ bool Saver::start(std::int64_t step, Metric metric) {
   }
   running_step_ = step;
   busy_.store(true);
-  worker_->post([this, stamp = Stamp{step, token_, 0, std::move(metric)}, nonce = identity_.nonce(),
-                 started] { run(stamp, nonce, started); });
+  Stamp stamp{step, token_, 0, std::move(metric)};
+  if (manifest_) {
+    underway_ = Underway{std::move(stamp), save, started};
+    return true;
+  }
+  worker_->post([this, stamp = std::move(stamp), nonce = identity_.nonce(), started] {
+    run(stamp, nonce, started, nullptr);
+  });
   return true;
+}
+
+void Saver::commit() {
+  if (!underway_) return;
+  worker_->post([this, save = *std::exchange(underway_, std::nullopt), nonce = identity_.nonce()] {
+    run(save.stamp, nonce, save.started, &save);
+  });
+}
+
+void Saver::abandon(const std::string& reason) {
+  if (!underway_) return;
+  SaveResult result;
+  result.step = underway_->stamp.step;
+  try {
+    throw IoError(reason);
+  } catch (const std::exception& error) {
+    fail(result, error);
+  }
+  underway_.reset();
+  {
+    const std::lock_guard guard(mutex_);
+    results_.push_back(std::move(result));
+  }
+  busy_.store(false);
 }
 
 void Saver::wait() {
@@ -178,13 +222,15 @@ std::vector<CheckpointRecord> Saver::checkpoints() const {
   return state_.checkpoints;
 }
 
-void Saver::run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexcept {
+void Saver::run(const Stamp& stamp, std::uint64_t nonce, Seconds started, const Underway* sharded) noexcept {
   const std::int64_t step = stamp.step;
   SaveResult result;
   result.step = step;
+  named_ = false;
   try {
+    if (sharded != nullptr) take_in_shards(*sharded);
     result.name = publish(stamp, nonce);
-    result.bytes = written_.bytes;
+    result.bytes = written_.bytes + (shards_ ? shards_->bytes : 0);
     result.seconds = clock_.now() - started;
     result.message = fmt::format("saved checkpoint {} (step {}, {} bytes, {:.3f} s)", result.name, step,
                                  result.bytes, result.seconds.count());
@@ -200,22 +246,61 @@ void Saver::run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexce
     log_.info(result.message);
     remove(superseded);
   } catch (const std::exception& error) {
-    // What is in the directory now is not known for sure: a name may be there that was not synced.
-    rescan_ = true;
-    const std::lock_guard guard(mutex_);
-    result.message = fmt::format(
-        "the checkpoint of step {} was not saved: {}; {}, and the next save tries anew", step, error.what(),
-        state_.checkpoints.empty() ? "there is no earlier checkpoint"
-                                   : fmt::format("earlier checkpoints are as they were (newest: {})",
-                                                 state_.checkpoints.back().file));
-    result.error = told_again(result.message);
-    log_.error(result.message);
+    if (sharded != nullptr && !named_) remove_shards(sharded->save);
+    fail(result, error);
   }
   {
     const std::lock_guard guard(mutex_);
     results_.push_back(std::move(result));
   }
   busy_.store(false);
+}
+
+/// Called where `error` is handled.
+void Saver::fail(SaveResult& result, const std::exception& error) {
+  // What is in the directory now is not known for sure: a name may be there that was not synced.
+  rescan_ = true;
+  const std::lock_guard guard(mutex_);
+  result.message = fmt::format(
+      "the checkpoint of step {} was not saved: {}; {}, and the next save tries anew", result.step,
+      error.what(),
+      state_.checkpoints.empty()
+          ? "there is no earlier checkpoint"
+          : fmt::format("earlier checkpoints are as they were (newest: {})", state_.checkpoints.back().file));
+  result.error = told_again(result.message);
+  log_.error(result.message);
+}
+
+/// What the manifest says of the shards is what this host finds in the directory.
+void Saver::take_in_shards(const Underway& save) {
+  for (std::size_t k = 0; k < shards_->count; ++k) {
+    const std::string name = shard_name(options_.basename, save.save, static_cast<int>(k));
+    try {
+      const Trailer trailer = read_trailer(*directory_->open(name), name);
+      if (trailer.step != save.stamp.step || trailer.token != token_) {
+        throw DataError(fmt::format("{} is of step {} and token {}", name, trailer.step, trailer.token));
+      }
+      manifest_->set(k, {name, trailer.file_bytes, trailer.digest.hex()});
+    } catch (const FileError& error) {
+      if (error.code() != ENOENT) throw;
+      throw IoError(
+          fmt::format("the chief does not see {}, which another rank has written; '{}' must be one "
+                      "directory on all nodes",
+                      name, directory_->path().string()));
+    }
+  }
+  image_.snapshot();
+}
+
+void Saver::remove_shards(std::uint64_t save) noexcept {
+  for (std::size_t k = 0; k < shards_->count; ++k) {
+    try {
+      const std::string name = shard_name(options_.basename, save, static_cast<int>(k));
+      if (directory_->exists(name)) directory_->remove(name);
+    } catch (const FileError& error) {
+      log_.warn(error.what());
+    }
+  }
 }
 
 std::string Saver::publish(Stamp stamp, std::uint64_t nonce) {
@@ -238,9 +323,11 @@ std::string Saver::publish(Stamp stamp, std::uint64_t nonce) {
   const std::string temporary = temporary_name(to_file_name(options_.basename, name), nonce);
   try {
     stamp.saved_at = clock_.wall_seconds();
-    write(temporary, stamp);
+    written_ = record_of("", write_image_file(*directory_, temporary, image_, stamp, options_.key.get(),
+                                              options_.verify_after_write));
     check_owner();
     written_.file = to_file_name(options_.basename, name);
+    named_ = true;
     directory_->rename(temporary, written_.file);
   } catch (...) {
     try {
@@ -275,38 +362,15 @@ bool Saver::holds_same(const FoundCheckpoint& existing, std::int64_t step) {
   }
 }
 
-void Saver::write(const std::string& temporary, const Stamp& stamp) {
-  TrailerWriter trailer(image_.index(), options_.key.get());
-  const auto file = directory_->create(temporary);
-  std::size_t waiting = 0;
-  for (auto rest = image_.bytes(); !rest.empty();) {
-    const auto piece = rest.first(std::min(rest.size(), kPieceBytes));
-    trailer.add(piece);  // just before the piece is written, so that it is read from memory once
-    file->write(piece);
-    rest = rest.subspan(piece.size());
-    if (waiting += piece.size(); waiting >= kWriteBackBytes) {
-      file->start_writing_back();
-      waiting = 0;
-    }
-  }
-  const auto end = trailer.finish(stamp);
-  file->write(end);
-  file->sync();
-  file->close();
-  Trailer whole;
-  static_cast<Stamp&>(whole) = stamp;
-  whole.file_bytes = image_.bytes().size() + end.size();
-  whole.digest = trailer.digest();
-  written_ = record_of("", whole);
-  if (!options_.verify_after_write) return;
-  const Trailer read_back = verify_file(*directory_->open(temporary), temporary, options_.key.get());
-  if (read_back.digest != trailer.digest()) {
-    throw DataError(temporary + " does not hold what was just written to it");
-  }
-}
-
-/// A job that was stopped for so long that another took over must not publish anything more.
+/// A job that was stopped for so long that another took over must not publish anything more; and nobody finds
+/// what is written to a directory that is not there any more.
 void Saver::check_owner() const {
+  if (!directory_->is_at_its_path()) {
+    throw IoError(
+        fmt::format("'{}' is not the directory any more that this job writes to: it was moved or "
+                    "removed, or a disk was taken away or put over it",
+                    directory_->path().string()));
+  }
   if (token_ == 0) return;
   const auto holder = read_lock(*directory_);
   if (holder && holder->token == token_) return;
@@ -354,10 +418,23 @@ std::vector<std::string> Saver::note_saved(const std::string& current) {
   return {};
 }
 
+/// Of a manifest that is to go. Of one that is damaged nobody knows: the next owner removes what it named.
+std::vector<std::string> Saver::shards_beside(const std::string& name) {
+  try {
+    return shards_of(*directory_, name, options_.key.get());
+  } catch (const DataError&) {
+    return {};
+  }
+}
+
 void Saver::remove(const std::vector<std::string>& superseded) {
   for (const std::string& name : superseded) {
     try {
+      const auto shards = shards_beside(name);
       directory_->remove(name);
+      if (shards.empty()) continue;
+      directory_->sync();  // never a name whose shards are gone
+      for (const std::string& shard : shards) directory_->remove(shard);
     } catch (const FileError& error) {
       if (error.code() == ENOENT) continue;
       log_.warn(fmt::format("{}; it is removed after the next save", error.what()));

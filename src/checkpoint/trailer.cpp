@@ -379,6 +379,11 @@ Trailer read_trailer(ReadableFile& file, const std::string& name) {
   return parse(file, name).trailer;
 }
 
+std::vector<std::byte> read_index(ReadableFile& file, const std::string& name) {
+  const Parsed parsed = parse(file, name);
+  return {parsed.index().begin(), parsed.index().end()};
+}
+
 Trailer verify_file(ReadableFile& file, const std::string& name, const MacKey* key) {
   const Parsed parsed = parse(file, name);
   const PageBuffer piece(kPieceBytes);

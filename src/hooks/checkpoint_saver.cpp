@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cstddef>
 #include <utility>
 
 #include <fmt/format.h>
@@ -17,8 +19,13 @@ std::string CheckpointSaverHook::describe() const {
   return text;
 }
 
-void CheckpointSaverHook::attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step) {
+void CheckpointSaverHook::attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step,
+                                 std::optional<ShardedSaves> shards) {
   saver_ = std::move(saver);
+  shards_ = std::move(shards);
+  saves_ = 0;
+  writing_shards_ = delayed_ = shards_failed_ = false;
+  not_begun_.clear();
   saved_step_ = restored_step;
   metric_ = {};
   failure_ = nullptr;
@@ -43,13 +50,69 @@ void CheckpointSaverHook::before_run(RunContext& context) {
 
 void CheckpointSaverHook::after_run(RunContext& context, const RunValues& values) {
   if (!options_.metric.empty()) note_metric(values);
-  if (!saves_after(values.global_step(), values.tally())) return;
-  timer_.update_last_triggered_step(values.global_step());
-  if (saved_step_ != values.global_step()) save(context);
+  const std::int64_t step = values.global_step();
+  if (is_due(step, values.tally())) {
+    timer_.update_last_triggered_step(step);
+    if (writing_shards_ && !delayed_) {
+      context.log().warn(fmt::format("the save of step {} is still running; that of step {} waits for it",
+                                     *saved_step_, step));
+    }
+    delayed_ = true;
+  }
+  if (!delayed_ || writing_shards_) return;
+  delayed_ = false;
+  if (saved_step_ != step) save(context);
+}
+
+bool CheckpointSaverHook::is_due(std::int64_t step, const Tally& tally) const {
+  return tally.anyone_says(Says::save) || timer_.should_trigger_for_step(step);
 }
 
 bool CheckpointSaverHook::saves_after(std::int64_t step, const Tally& tally) const {
-  return tally.anyone_says(Says::save) || timer_.should_trigger_for_step(step);
+  return !writing_shards_ && (delayed_ || is_due(step, tally));
+}
+
+void CheckpointSaverHook::speak(Tally& ballot) const {
+  if (!writing_shards_) return;
+  if (shards_->writer && shards_->writer->pending()) {
+    ballot.say(Says::shard_pending);
+  } else if (!problem_here().empty()) {
+    ballot.say(Says::shard_failed);
+  }
+}
+
+void CheckpointSaverHook::hear(const Tally& tally) {
+  // Ranks that close do not hear the same tallies as the others.
+  if (!writing_shards_ || tally.anyone_says(Says::closing) || tally.anyone_says(Says::shard_pending)) return;
+  std::string problem;
+  if (tally.anyone_says(Says::shard_failed)) {
+    const int who = tally.first_rank(Says::shard_failed);
+    problem = fmt::format("rank {}: {}", who, shards_->comm.broadcast_text(problem_here(), who));
+  }
+  conclude(problem);
+}
+
+/// Not while this rank's shard is pending.
+std::string CheckpointSaverHook::problem_here() const {
+  if (!not_begun_.empty()) return not_begun_;
+  return shards_->writer ? shards_->writer->problem() : "";
+}
+
+void CheckpointSaverHook::conclude(const std::string& problem) {
+  writing_shards_ = false;
+  if (problem.empty()) {
+    if (shards_->writer) shards_->writer->hand_over();
+    if (saver_) saver_->commit();
+  } else {
+    shards_failed_ = true;
+    if (shards_->writer) shards_->writer->discard();
+    if (saver_) saver_->abandon(problem);
+  }
+}
+
+Digest CheckpointSaverHook::content_here(RunContext& context) const {
+  if (context.is_chief()) return content_digest(context.state().entries());
+  return shards_ && shards_->writer ? content_digest(shards_->writer->entries()) : Digest{};
 }
 
 void CheckpointSaverHook::note_metric(const RunValues& values) {
@@ -72,23 +135,78 @@ void CheckpointSaverHook::end(RunContext& context) {
 
 void CheckpointSaverHook::save_and_wait(RunContext& context) {
   settle(context);
-  if (saved_step_ == context.global_step() && !failure_) return;
-  save(context);
+  if (shards_ ? !shards_failed_ : saved_step_ == context.global_step() && !failure_) return;
+  std::exception_ptr broken;
+  try {
+    save(context);
+  } catch (...) {
+    if (!shards_) throw;
+    broken = std::current_exception();  // the other ranks wait for what comes of it
+  }
   settle(context);
+  if (broken) std::rethrow_exception(broken);
 }
 
 void CheckpointSaverHook::save(RunContext& context) {
   saved_step_ = context.global_step();
-  if (!saver_) return;
-  for (const auto& listener : options_.listeners) listener->before_save(context.global_step());
+  const std::uint64_t nonce = shards_ ? shards_->first_save + saves_++ : 0;
+  if (shards_) {
+    writing_shards_ = true;
+    shards_failed_ = false;
+    not_begun_ = "its part did not begin";
+  }
+  if (saver_) {
+    for (const auto& listener : options_.listeners) listener->before_save(context.global_step());
+  }
   const auto phase = context.trace().phase("save");
-  failure_ = nullptr;
-  if (saver_->start(context.global_step(), metric_)) ++running_;
+  if (shards_ && shards_->writer) shards_->writer->start(context.global_step(), nonce);
+  if (saver_) {
+    failure_ = nullptr;
+    if (saver_->start(context.global_step(), metric_, nonce)) ++running_;
+  }
+  not_begun_.clear();
 }
 
 /// Waits for a save that is running; afterwards `failure_` is that of the newest save.
 void CheckpointSaverHook::settle(RunContext& context) {
-  if (!saver_) return;
+  if (shards_) {
+    settle_shards(context);
+  } else if (saver_) {
+    wait(context);
+  }
+}
+
+/// Collective, whatever goes wrong on one rank; and one that left the last step early, by EndOfInput, may not
+/// even have begun what the others did.
+void CheckpointSaverHook::settle_shards(RunContext& context) {
+  struct Standing {
+    std::uint64_t saves = 0;
+    std::uint64_t writing = 0;
+  };
+  const auto all = shards_->comm.all_gather(Standing{saves_, writing_shards_ ? 1U : 0U});
+  for (const Standing& rank : all) saves_ = std::max(saves_, rank.saves);
+  if (std::ranges::any_of(all, [](const Standing& rank) { return rank.writing != 0; })) {
+    if (!writing_shards_) not_begun_ = "its part did not begin";
+    if (shards_->writer) shards_->writer->wait();
+    std::string problem;
+    const auto problems = shards_->comm.all_gather_text(problem_here());
+    for (std::size_t rank = 0; rank < problems.size() && problem.empty(); ++rank) {
+      if (!problems[rank].empty()) problem = fmt::format("rank {}: {}", rank, problems[rank]);
+    }
+    conclude(problem);
+  }
+  std::exception_ptr thrown;
+  try {
+    if (saver_) wait(context);
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  const bool failed = shards_failed_ || failure_ != nullptr || saved_step_ != context.global_step();
+  shards_failed_ = std::ranges::max(shards_->comm.all_gather<std::uint8_t>(failed ? 1 : 0)) != 0;
+  if (thrown) std::rethrow_exception(thrown);
+}
+
+void CheckpointSaverHook::wait(RunContext& context) {
   collect(context);
   // What has ended is collected, and one at most is running: a failure that is thrown is that one's.
   try {

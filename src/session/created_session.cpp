@@ -81,6 +81,7 @@ void CreatedSession::set_ballot_values(const StepValues& values) {
 /// use one shape, or their messages between nodes do not fit: so once a session reduces, ballots of errors,
 /// of ends and of the close have that shape, too.
 void CreatedSession::send_ballot(bool with_sum) {
+  if (owner_ != nullptr) owner_->speak_of_shards(ballot_);
   if (owner_ != nullptr && voice_ == Voice::full) owner_->speak(ballot_);
   if (owner_ != nullptr && voice_ == Voice::between) owner_->speak_between(ballot_);
   if (!abstains_) ballot_.set_micro_batches(micro_batches_done_);

@@ -48,6 +48,9 @@ class CreatedSession final : public RawSession, public StepContext {
     virtual ~Owner() = default;
     virtual void speak(Tally& ballot) = 0;
 
+    /// Every ballot does, whatever it is for.
+    virtual void speak_of_shards(Tally& ballot) = 0;
+
     /// The same in a step without hooks; and what came of that, unless it failed. Collective.
     virtual void speak_between(Tally& ballot) = 0;
     virtual void hear_between(const Ended& ended, const Tally& tally) = 0;

@@ -153,18 +153,58 @@ void HookedSession::set_time_limit() {
 void HookedSession::attach_saver() {
   if (ground_.options.checkpoint_dir.empty()) return;
   SessionConfig& config = ground_.config;
+  ShardWord word;
+  std::optional<ShardPlan> plan = plan_shards(word);
   std::shared_ptr<Saver> saver;
   ground_.on_chief("the chief to probe the checkpoint directory", "", [&] {
     if (!saver_) return;
     RunDirectory& run = *ground_.directory;
-    saver =
-        std::make_shared<Saver>(run.directory(), ground_.state.entries(), ground_.options.scaffold.saver,
-                                *config.clock, *config.executor, ground_.log, run.token(), *config.process);
+    saver = std::make_shared<Saver>(run.directory(), plan ? plan->cut.manifest : ground_.state.entries(),
+                                    ground_.options.scaffold.saver, *config.clock, *config.executor,
+                                    ground_.log, run.token(), *config.process,
+                                    plan ? std::optional(plan->cut.table) : std::nullopt);
     probe_directory(*run.directory(), saver->image_bytes(), *config.process);
   });
   const auto& restored = session_->restored();
   gathered_step_ = global_step();  // restored or initialized there
-  if (saver_) saver_->attach(std::move(saver), restored ? std::optional(restored->step) : std::nullopt);
+  if (!saver_) return;
+  saver_->attach(std::move(saver), restored ? std::optional(restored->step) : std::nullopt,
+                 plan ? std::optional(shards_of(*plan, word)) : std::nullopt);
+}
+
+/// Whether checkpoints are written in shards: the chief decides, who alone knows a saver of its own.
+std::optional<ShardPlan> HookedSession::plan_shards(ShardWord& word) {
+  std::uint64_t bytes = 0;
+  for (const Entry& entry : ground_.state.entries()) bytes += entry.bytes();
+  const SaverOptions& options = ground_.options.scaffold.saver;
+  if (bytes <= options.shard_bytes) return std::nullopt;
+  if (ground_.comm.is_chief() && saver_) {
+    const auto common = hooks_.begin() + static_cast<std::ptrdiff_t>(chief_only_count_);
+    // Of a key the chief alone knows, and who wrote a shard is said by nothing else.
+    const bool in_shards = options.key == nullptr && std::find(common, hooks_.end(), saver_) != hooks_.end();
+    word = {in_shards ? 1U : 0U, ground_.directory->token(), ground_.config.process->nonce()};
+  }
+  ground_.start.broadcast_values(std::span(&word, 1));
+  if (word.sharded == 0) return std::nullopt;
+  return lockstep::plan_shards(*ground_.topology, ground_.state, options.shard_bytes);
+}
+
+ShardedSaves HookedSession::shards_of(ShardPlan& plan, const ShardWord& word) {
+  SessionConfig& config = ground_.config;
+  const SaverOptions& options = ground_.options.scaffold.saver;
+  ShardedSaves shards{ground_.comm, nullptr, word.nonce};
+  ground_.together("", [&] {
+    if (!plan.mine) return;
+    auto directory = ground_.directory
+                         ? ground_.directory->directory()
+                         : std::shared_ptr(config.files->open_directory(ground_.options.checkpoint_dir));
+    shards.writer = std::make_shared<ShardWriter>(
+        std::move(directory), std::move(plan.cut.shards[*plan.mine]),
+        ShardWriter::Options{options.basename, static_cast<int>(*plan.mine), word.token,
+                             options.verify_after_write, options.key},
+        *config.clock, *config.executor);
+  });
+  return shards;
 }
 
 /// Once it is sure that the run begins: one that is refused leaves no file.
@@ -233,7 +273,7 @@ bool HookedSession::state_in_parts() const {
 
 /// Before a save, on all ranks: whether there is one follows from what all know.
 void HookedSession::gather_parts() {
-  if (!state_in_parts() || gathered_step_ == global_step()) return;
+  if (!state_in_parts() || gathered_step_ == global_step() || saver_->writes_shards()) return;
   gathered_step_ = global_step();
   session_->gather_parts();
 }
@@ -348,6 +388,7 @@ void HookedSession::speak_between(Tally& ballot) {
 /// What the step function still does, it does.
 void HookedSession::hear_between(const CreatedSession::Ended& ended, const Tally& tally) {
   if (!ended.ran) hear_end(ended);
+  if (saver_) saver_->hear(tally);
   heed_stops(tally);
   heard_between_ = stopping_;
 }
@@ -380,6 +421,7 @@ void HookedSession::heed(const Tally& tally) {
     chief_timers_[i]->agree(tally.timer(kMaxTimers - 1 - static_cast<int>(i)));
   }
   if (tally.anyone_says(Says::save)) wants_save_ = false;
+  if (saver_) saver_->hear(tally);
   heed_stops(tally);
 }
 
@@ -543,8 +585,8 @@ Failure HookedSession::end(Seconds grace) {
   // After a signal little time may be left: what there is goes to disk before hooks take their time to end.
   const bool early = cause_.early;
   if (early && saver_) guarded([&] { saver_->save_and_wait(*this); });
-  const bool saves = saver_ && ground_.comm.is_chief();
-  const Digest before = saves ? content_digest(ground_.state.entries()) : Digest{};
+  const bool saves = saver_ && (ground_.comm.is_chief() || saver_->writes_shards());
+  const Digest before = saves ? saver_->content_here(*this) : Digest{};
   const Seconds deadline = ground_.config.clock->now() + grace;
   // A save on a slow disk may have taken the chief longer than any step.
   const double limit = ground_.comm.policy().limit.count();
@@ -562,7 +604,11 @@ Failure HookedSession::end(Seconds grace) {
                                    grace.count(), hooks_[i]->name()));
     }
   }
-  if (saves && content_digest(ground_.state.entries()) != before) saver_->save_again();
+  if (saves) {
+    std::uint8_t changed = saver_->content_here(*this) != before ? 1 : 0;
+    if (saver_->writes_shards()) changed = std::ranges::max(ground_.comm.all_gather(changed));
+    if (changed != 0) saver_->save_again();
+  }
   for (const auto& hook : hooks_) {
     if (!hook->looks_last()) continue;
     hook_ = hook.get();

@@ -17,6 +17,7 @@
 #include <lockstep/session/time_limit.hpp>
 
 #include "created_session.hpp"
+#include "shard_plan.hpp"
 
 namespace lockstep {
 
@@ -100,6 +101,9 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   // CreatedSession::Owner
   void speak(Tally& ballot) override;
   void speak_between(Tally& ballot) override;
+  void speak_of_shards(Tally& ballot) override {
+    if (saver_) saver_->speak(ballot);
+  }
   void hear_between(const CreatedSession::Ended& ended, const Tally& tally) override;
   void hear_end(const CreatedSession::Ended& ended) override;
   Failure lost_thread() const override;
@@ -108,7 +112,16 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   class StepFn;
 
   void find_saver();
+  /// What the chief says of shards to all.
+  struct ShardWord {
+    std::uint64_t sharded = 0;
+    std::uint64_t token = 0;
+    std::uint64_t nonce = 0;
+  };
+
   void attach_saver();
+  std::optional<ShardPlan> plan_shards(ShardWord& word);
+  ShardedSaves shards_of(ShardPlan& plan, const ShardWord& word);
   void set_time_limit();
   void open_summaries();
   void heed(const Tally& tally);

@@ -1,12 +1,15 @@
 #include "run_directory.hpp"
 
+#include <utility>
+
 #include <fmt/format.h>
 
 #include <lockstep/checkpoint/status_file.hpp>
 
 namespace lockstep {
 
-RunDirectory::RunDirectory(const std::filesystem::path& path, SessionConfig& config, const Log& log)
+RunDirectory::RunDirectory(const std::filesystem::path& path, SessionConfig& config, const Log& log,
+                           std::shared_ptr<const MacKey> key)
     : config_(config), log_(log) {
   try {
     directory_ = config.files->create_directory(path);
@@ -17,7 +20,7 @@ RunDirectory::RunDirectory(const std::filesystem::path& path, SessionConfig& con
                     error.what()));
   }
   lock_ = std::make_unique<DirectoryLock>(directory_, *config.clock, *config.executor, log, *config.process,
-                                          LockOptions{.steal = config.steal});
+                                          LockOptions{.steal = config.steal, .key = std::move(key)});
   const auto before = read_status(*directory_);
   if (before && goes_on(*before)) restarts_ = before->restarts + 1;
 }

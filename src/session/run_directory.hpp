@@ -9,6 +9,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/log.hpp>
+#include <lockstep/base/mac.hpp>
 #include <lockstep/checkpoint/lock.hpp>
 #include <lockstep/session/session_config.hpp>
 
@@ -17,8 +18,10 @@ namespace lockstep {
 /// The checkpoint directory while a session owns it: its lock, and what it says of the run. Chief only.
 class RunDirectory {
  public:
-  /// Makes and locks the directory. Throws IoError, and EnvironmentError when another job has it.
-  RunDirectory(const std::filesystem::path& path, SessionConfig& config, const Log& log);
+  /// Makes and locks the directory. `key`: with which it is signed, if it is. Throws IoError, and
+  /// EnvironmentError when another job has it.
+  RunDirectory(const std::filesystem::path& path, SessionConfig& config, const Log& log,
+               std::shared_ptr<const MacKey> key);
 
   const std::shared_ptr<Directory>& directory() const noexcept { return directory_; }
   std::uint64_t token() const noexcept { return lock_->token(); }

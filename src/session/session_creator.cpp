@@ -142,8 +142,8 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
   });
   if (!ground.owns_directory && !ground.options.checkpoint_dir.empty()) {
     ground.on_chief("the chief to open the checkpoint directory", "", [&] {
-      ground.directory =
-          std::make_unique<RunDirectory>(ground.options.checkpoint_dir, ground.config, ground.log);
+      ground.directory = std::make_unique<RunDirectory>(ground.options.checkpoint_dir, ground.config,
+                                                        ground.log, ground.options.scaffold.saver.key);
     });
     ground.owns_directory = true;
   }

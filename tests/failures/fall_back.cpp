@@ -94,12 +94,13 @@ std::map<std::string, std::string> make_files(const std::filesystem::path& folde
   return files;
 }
 
-/// Puts something else in the place of a file. Returns what it did.
-std::string damage(Dice& dice, const std::filesystem::path& path, std::string content,
-                   const std::string& other_file, const std::string& other_content) {
-  std::filesystem::remove(path);
-  const std::size_t at = dice.below(content.size());
-  switch (dice.below(12)) {
+constexpr std::uint32_t kOtherKinds = 4;
+
+/// Something that is no file in the place of one that was removed, or nothing: kind 0 to 3. Returns what it
+/// did.
+std::string put_other_kind(std::uint32_t kind, const std::filesystem::path& path,
+                           const std::string& link_target) {
+  switch (kind) {
     case 0:
       return "missing";
     case 1:
@@ -108,9 +109,20 @@ std::string damage(Dice& dice, const std::filesystem::path& path, std::string co
     case 2:
       ::mkfifo(path.c_str(), 0600);
       return "a pipe";
-    case 3:
-      std::filesystem::create_symlink(other_file, path);
-      return "a link to another";
+    default:
+      std::filesystem::create_symlink(link_target, path);
+      return "a link to " + link_target;
+  }
+}
+
+/// Puts something else in the place of a file. Returns what it did.
+std::string damage(Dice& dice, const std::filesystem::path& path, std::string content,
+                   const std::string& other_file, const std::string& other_content) {
+  std::filesystem::remove(path);
+  const std::size_t at = dice.below(content.size());
+  const std::uint32_t kind = dice.below(12);
+  if (kind < kOtherKinds) return put_other_kind(kind, path, other_file);
+  switch (kind) {
     case 4:
       write_file(path, content.substr(0, at));
       return fmt::format("cut after {} bytes", at);
@@ -151,18 +163,9 @@ void replace_all(std::string& text, const std::string& from, const std::string& 
 std::string disturb_state_file(Dice& dice, const std::filesystem::path& path, std::string content) {
   std::filesystem::remove(path);
   const std::size_t at = dice.below(content.size());
-  switch (dice.below(15)) {
-    case 0:
-      return "missing";
-    case 1:
-      std::filesystem::create_directory(path);
-      return "a folder";
-    case 2:
-      ::mkfifo(path.c_str(), 0600);
-      return "a pipe";
-    case 3:
-      std::filesystem::create_symlink("/etc/passwd", path);
-      return "a link";
+  const std::uint32_t kind = dice.below(15);
+  if (kind < kOtherKinds) return put_other_kind(kind, path, "/etc/passwd");
+  switch (kind) {
     case 4:
       content.resize(at);
       break;

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <map>
 #include <new>
+#include <set>
 #include <stdexcept>
 #include <string_view>
 #include <thread>
@@ -29,6 +30,7 @@
 #include <lockstep/base/log.hpp>
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/checkpoint/reader.hpp>
+#include <lockstep/checkpoint/shards.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
@@ -98,6 +100,7 @@ MonitoredTrainingSessionOptions session_options(const JobOptions& job, Traces& t
   options.checkpoint_dir = job.folder;
   options.scaffold.init_fn = [](State& fresh) { std::ranges::fill(fresh.parameters(), 1.0F); };
   options.scaffold.saver.max_to_keep = job.max_to_keep;
+  options.scaffold.saver.shard_bytes = job.shard_bytes;
   options.save_checkpoint_secs = std::nullopt;
   options.save_checkpoint_steps = 1;
   options.save_summaries_steps = 2;
@@ -108,6 +111,7 @@ MonitoredTrainingSessionOptions session_options(const JobOptions& job, Traces& t
   // Nothing happens beside the main thread, so that the calls of a job are the same in every run of it.
   options.config.executor = std::make_shared<InlineExecutor>();
   options.config.clock = std::make_shared<FakeClock>();
+  if (job.clock) options.config.clock = job.clock;
   if (job.identity) options.config.process = job.identity;
   options.config.log = Log(std::make_shared<Listener>(traces));
   return options;
@@ -118,6 +122,8 @@ Digest content_of(Directory& directory, const std::string& name, std::int64_t st
   static std::map<std::string, Digest> known;
   const VerifiedImage image = read_verified(*directory.open(name), name, CheckpointFile::kDefaultLimit);
   if (image.trailer.step != step) throw DataError(name + " holds another step");
+  // A manifest says nothing of what its shards hold now.
+  if (!shards_of(directory, name).empty()) return CheckpointFile(directory, name).digest();
   const std::string key = digest_of(image.image()).hex();
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
@@ -235,7 +241,20 @@ std::string problems_of(const std::filesystem::path& folder, const std::vector<D
 
 std::string leftovers_in(const std::filesystem::path& folder) {
   std::string left;
-  for (const DirectoryEntry& entry : PosixFileSystem().open_directory(folder)->list()) {
+  const auto directory = PosixFileSystem().open_directory(folder);
+  std::set<std::string> named;
+  for (const DirectoryEntry& entry : directory->list()) {
+    if (!entry.name.starts_with("ckpt-")) continue;
+    try {
+      for (const std::string& shard : shards_of(*directory, entry.name)) named.insert(shard);
+    } catch (const Error&) {
+      // Set aside as damaged.
+    }
+  }
+  for (const DirectoryEntry& entry : directory->list()) {
+    if (is_shard_name(kDefaultBasename, entry.name) && !named.contains(entry.name)) {
+      left += entry.name + " belongs to no checkpoint; ";
+    }
     if (entry.name.find(".tmp") == std::string::npos && !entry.name.starts_with(".lock")) continue;
     left += entry.name + " is left behind; ";
   }

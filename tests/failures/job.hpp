@@ -49,10 +49,12 @@ struct JobOptions {
   int ranks = 1;
   std::int64_t last_step = 5;
   int max_to_keep = 2;
+  std::uint64_t shard_bytes = std::uint64_t{1} << 30;  ///< 1: every rank writes a shard
   bool fresh = false;
   std::string restore_from = {};
   bool stop_on_save_failure = false;
   std::shared_ptr<ProcessIdentity> identity = {};       ///< null: this process
+  std::shared_ptr<Clock> clock = {};                    ///< null: one on which nothing takes time
   std::function<void(std::int64_t step)> in_step = {};  ///< called by the chief
 };
 

@@ -69,6 +69,7 @@ class Chain:
             harness.wait_for(lambda: job.process.poll() is not None or reached(), "the job to come as far or to end", STARTED)
         except AssertionError as problem:
             self.fail(str(problem), None, job.text())
+        # So that the kill comes at any moment from there on.
         time.sleep(self.draw.choice((0, 0, self.draw.uniform(0, 0.02), self.draw.uniform(0, 0.4))))
 
     def launch(self):
@@ -110,7 +111,7 @@ class Chain:
             elif time.monotonic() > alone + GONE and job.process.poll() is None:
                 self.stuck += 1
                 job.process.kill()
-            time.sleep(0.01)
+            time.sleep(0.01)  # until the next look
         return job.process.returncode
 
     def judge(self, code, victim, text):

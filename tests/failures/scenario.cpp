@@ -57,6 +57,11 @@ std::vector<Scenario> scenarios() {
     job.fresh = false;
     job.restore_from = "ckpt-00000002.h5";
     add({.name = "from an older one", .job = job, .floor = 2, .aside = 3});
+    job.restore_from.clear();
+    job.shard_bytes = 1;
+    add({.name = "new, in shards", .job = job, .has_folder = false});
+    job.max_to_keep = 1;
+    add({.name = "in shards, keeping one", .job = job, .floor = kHeldStep});
   }
   return all;
 }

@@ -96,6 +96,16 @@ class Directory {
 
   virtual std::uint64_t available_bytes() = 0;
 
+  /// False when its path leads elsewhere by now: it was moved or removed, or something was mounted or taken
+  /// away there. What is written is then not where anybody looks for it.
+  virtual bool is_at_its_path() { return true; }
+
+  /// Keeps out others that ask for the same, until `end_exclusion` or the end of the process; false when one
+  /// of them has it. A courtesy, for which nothing that must hold may depend on it: true as well where the
+  /// file system knows of no such thing.
+  virtual bool try_exclude() { return true; }
+  virtual void end_exclusion() {}
+
   /// True when users other than the owner may create, rename and remove files of the owner in it.
   virtual bool others_may_write() { return false; }
 };

@@ -10,6 +10,7 @@
 #include <lockstep/base/executor.hpp>
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/log.hpp>
+#include <lockstep/base/mac.hpp>
 #include <lockstep/base/process.hpp>
 
 namespace lockstep {
@@ -42,6 +43,7 @@ struct LockOptions {
   Seconds remote_limit{30};  ///< a holder elsewhere whose heartbeat stands still for this long is dead
   Seconds heartbeat{5};
   Seconds poll{0.05};
+  std::shared_ptr<const MacKey> key = {};  ///< a state file says only what was signed with it
 };
 
 /// One writer per checkpoint directory. Held from construction to destruction.
@@ -79,6 +81,7 @@ class DirectoryLock {
   class Waiting;
 
   void acquire();
+  void end_exclusion() noexcept;
   bool claim_free();
   bool take_over(const std::string& seen, const std::optional<LockHolder>& previous,
                  Waiting& waiting_for_claim);
@@ -97,6 +100,7 @@ class DirectoryLock {
   LockHolder self_;
   std::uint64_t beats_ = 0;
   bool beat_failed_ = false;
+  bool excludes_ = false;  ///< other newcomers are kept waiting
   std::atomic<bool> lost_ = false;
   std::unique_ptr<Periodic> heartbeat_;  // last: it uses everything above
 };

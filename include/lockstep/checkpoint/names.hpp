@@ -37,6 +37,12 @@ std::optional<CheckpointName> parse_file_name(std::string_view basename, std::st
 /// True for the name of a checkpoint with any basename.
 bool is_checkpoint_name(std::string_view file);
 
+/// "ckpt.0123456789abcdef.shard3.h5": shard `number` of the checkpoint that was saved under the nonce `save`.
+std::string shard_name(std::string_view basename, std::uint64_t save, int number);
+
+/// True for the name of a shard of a checkpoint with this basename.
+bool is_shard_name(std::string_view basename, std::string_view file);
+
 /// ".NAME.tmp.NONCE": a file on its way to being NAME.
 std::string temporary_name(std::string_view name, std::uint64_t nonce);
 

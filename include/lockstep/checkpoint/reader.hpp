@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <set>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include <lockstep/base/digest.hpp>
 #include <lockstep/base/files.hpp>
+#include <lockstep/base/page_buffer.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 #include <lockstep/state/entry.hpp>
 
@@ -20,7 +22,9 @@ namespace lockstep {
 /// reads the structure of the verified image, which is refused if it holds anything but plain folders and
 /// tensors inside the file. Values come from the verified memory.
 ///
-/// Local. Holds the whole file in memory.
+/// A manifest is read with its shards, which are verified as well, as if everything were in one file.
+///
+/// Local. Holds everything in memory.
 class CheckpointFile {
  public:
   static constexpr std::uint64_t kDefaultLimit = std::uint64_t{256} << 30;  ///< bytes of an image
@@ -29,12 +33,24 @@ class CheckpointFile {
   /// and in which tensor, and FileError.
   CheckpointFile(Directory& directory, const std::string& name, const MacKey* key = nullptr,
                  std::uint64_t limit = kDefaultLimit);
+
+  /// Its shards, if it has any, are in `shards`.
+  CheckpointFile(ReadableFile& file, Directory& shards, const std::string& name, const MacKey* key = nullptr,
+                 std::uint64_t limit = kDefaultLimit);
+
+  /// A file by itself: DataError for a manifest.
   CheckpointFile(ReadableFile& file, const std::string& name, const MacKey* key = nullptr,
                  std::uint64_t limit = kDefaultLimit);
 
   const std::string& name() const noexcept { return name_; }
   std::int64_t step() const noexcept { return content_.trailer.step; }
   const Trailer& trailer() const noexcept { return content_.trailer; }
+
+  /// Names of its shards; none where it is whole by itself.
+  const std::vector<std::string>& shards() const noexcept { return shard_names_; }
+
+  /// Of the file and its shards.
+  std::uint64_t bytes() const noexcept { return bytes_; }
 
   /// What it holds, in the order of the paths. `data` points into this object and is not to be written to.
   const std::vector<Entry>& entries() const noexcept { return entries_; }
@@ -46,7 +62,8 @@ class CheckpointFile {
   void read(std::string_view path, std::span<std::byte> bytes) const;
 
   /// Lets HDF5 read the structure, whose rules then hold for this file as well, and compares: what other
-  /// programs find in the file is what is read here. Throws DataError.
+  /// programs find in the file is what is read here. Not of its shards: those are files by themselves. Throws
+  /// DataError.
   void check_structure() const;
 
   /// As `content_digest` of the state that was saved. `prefix` picks a part ("/model/").
@@ -54,11 +71,21 @@ class CheckpointFile {
 
  private:
   void read_structure();
+  void join(Directory& directory, const MacKey* key, std::uint64_t limit);
 
   std::string name_;
   VerifiedImage content_;
   std::vector<Entry> entries_;
+  std::vector<Entry> own_entries_;  ///< of a manifest: those in the file itself
+  std::vector<std::string> shard_names_;
+  std::vector<VerifiedImage> shards_;
+  std::vector<PageBuffer> joined_;  ///< tensors that lie in pieces
+  std::uint64_t bytes_ = 0;
 };
+
+/// The checkpoint at `path`, whose last part may be a link. Throws as `CheckpointFile`. Local.
+CheckpointFile open_checkpoint_file(FileSystem& files, const std::filesystem::path& path,
+                                    const MacKey* key = nullptr);
 
 /// Writes the values of `file` to where `entries` points. Settings ("/config/") are compared and not written.
 ///

@@ -19,17 +19,22 @@
 #include <lockstep/checkpoint/image.hpp>
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/checkpoint/retention.hpp>
+#include <lockstep/checkpoint/shards.hpp>
 #include <lockstep/checkpoint/state_file.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 #include <lockstep/state/entry.hpp>
 
 namespace lockstep {
 
+class Manifest;
+
 struct SaverOptions {
   int max_to_keep = 5;                       ///< 0: all
   double keep_checkpoint_every_n_hours = 0;  ///< 0: off
   std::optional<KeepBest> keep_best = {};    ///< beside these
   std::string basename = std::string(kDefaultBasename);
+  std::uint64_t shard_bytes = std::uint64_t{1}
+                              << 30;       ///< values of more bytes than these are written in shards
   bool verify_after_write = true;          ///< read every byte back before the checkpoint gets its name
   std::shared_ptr<const MacKey> key = {};  ///< what is saved is signed with it; null: not signed
 };
@@ -51,6 +56,9 @@ struct SaveResult {
 /// older ones deleted. A save that fails leaves the earlier checkpoints as they are, says so, and does not
 /// hinder the next.
 ///
+/// With a table of shards it writes manifests (see docs/checkpoint_format.md): `start` only takes the values
+/// of the manifest, and what becomes of the save is said by `commit` or `abandon`.
+///
 /// Chief only; must not communicate. Called from one thread. The entries and all references must outlive it.
 class Saver {
  public:
@@ -58,8 +66,10 @@ class Saver {
   /// `token` is the one of the DirectoryLock that the caller holds, or 0 without one. Throws UsageError for
   /// options that make no sense, and FileError. With a token it also writes the state file: from then on
   /// nothing that an earlier owner still writes is taken for a part of this run.
+  /// With `shards`, `entries` are those of the manifest.
   Saver(std::shared_ptr<Directory> directory, std::vector<Entry> entries, SaverOptions options, Clock& clock,
-        Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity);
+        Executor& executor, Log log, std::uint64_t token, ProcessIdentity& identity,
+        std::optional<ShardTable> shards = std::nullopt);
 
   /// Waits for a running save. Its failure is in the log.
   ~Saver();
@@ -68,8 +78,14 @@ class Saver {
 
   /// Takes a snapshot of all entries, to be saved as `step`. Waits for a save that is still running, and says
   /// so. False when nothing is saved because a tensor has a number that is not finite, which the log names.
-  /// `metric` is kept with it, for `keep_best`.
-  bool start(std::int64_t step, Metric metric = {});
+  /// `metric` is kept with it, for `keep_best`; `save` is the nonce that its shards have in their names.
+  bool start(std::int64_t step, Metric metric = {}, std::uint64_t save = 0);
+
+  /// Every shard of the save that was started is durable: writes the manifest, in the background.
+  void commit();
+
+  /// A shard of it has failed, so that the save has, too.
+  void abandon(const std::string& reason);
 
   /// Returns when no save is running. Throws the failure of a save that neither this nor `take_result` has
   /// told yet.
@@ -90,14 +106,26 @@ class Saver {
   /// What the directory holds, oldest first, as of the last save that ended.
   std::vector<CheckpointRecord> checkpoints() const;
 
-  /// Size of the image, nearly that of a checkpoint (for a probe of the directory).
-  std::uint64_t image_bytes() const noexcept { return image_.bytes().size(); }
+  /// Size of what is in a checkpoint, nearly that of its files (for a probe of the directory).
+  std::uint64_t image_bytes() const noexcept {
+    return image_.bytes().size() + (shards_ ? shards_->bytes : 0);
+  }
 
  private:
-  void run(const Stamp& stamp, std::uint64_t nonce, Seconds started) noexcept;
+  /// A save whose shards are being written.
+  struct Underway {
+    Stamp stamp;
+    std::uint64_t save = 0;
+    Seconds started{0};
+  };
+
+  void take_in_shards(const Underway& save);
+  void remove_shards(std::uint64_t save) noexcept;
+  void fail(SaveResult& result, const std::exception& error);
+  void run(const Stamp& stamp, std::uint64_t nonce, Seconds started, const Underway* sharded) noexcept;
   std::string publish(Stamp stamp, std::uint64_t nonce);
   bool holds_same(const FoundCheckpoint& existing, std::int64_t step);
-  void write(const std::string& temporary, const Stamp& stamp);
+  std::vector<std::string> shards_beside(const std::string& name);
   void check_owner() const;
   std::vector<std::string> note_saved(const std::string& current);
   void remove(const std::vector<std::string>& superseded);
@@ -105,6 +133,8 @@ class Saver {
   void fence();
 
   std::shared_ptr<Directory> directory_;
+  std::optional<ShardTable> shards_;
+  std::unique_ptr<Manifest> manifest_;  ///< with shards; the image is then its
   CheckpointImage image_;
   const std::int64_t* global_step_ = nullptr;  // in the state, where it is among the entries
   SaverOptions options_;
@@ -114,10 +144,12 @@ class Saver {
   ProcessIdentity& identity_;
   std::atomic<bool> busy_ = false;
   std::int64_t running_step_ = 0;
+  std::optional<Underway> underway_;
 
   // Used by the background task while busy_, else by the caller.
   CheckpointRecord written_;
   bool rescan_ = false;
+  bool named_ = false;  ///< the save that runs may have its name
 
   mutable std::mutex mutex_;  // guards what follows
   StateFile state_;

@@ -97,6 +97,9 @@ std::vector<std::byte> build_trailer(std::span<const std::byte> image, const Sta
 /// offset, and FileError.
 Trailer read_trailer(ReadableFile& file, const std::string& name);
 
+/// The index alone, as `read_trailer`: of the image nothing is known by it.
+std::vector<std::byte> read_index(ReadableFile& file, const std::string& name);
+
 /// Reads everything and checks every byte against the trailer, in pieces; with `key` also that the file was
 /// signed with it. Throws as `read_trailer`; a message about the image names the tensors that lie there.
 Trailer verify_file(ReadableFile& file, const std::string& name, const MacKey* key = nullptr);

@@ -8,9 +8,18 @@
 #include <vector>
 
 #include <lockstep/checkpoint/saver.hpp>
+#include <lockstep/checkpoint/shards.hpp>
 #include <lockstep/hooks/session_run_hook.hpp>
+#include <lockstep/mpi/communicator.hpp>
 
 namespace lockstep {
+
+/// What a rank has to do with checkpoints that are written in shards.
+struct ShardedSaves {
+  Communicator comm;                    ///< of the session
+  std::shared_ptr<ShardWriter> writer;  ///< null: this rank owns no shard
+  std::uint64_t first_save = 0;         ///< nonce of the first save, the same on all ranks
+};
 
 /// Watches the saves of a CheckpointSaverHook (tf.train.CheckpointSaverListener). Chief only; must not
 /// communicate.
@@ -31,7 +40,9 @@ class CheckpointSaverListener {
 ///
 /// Logically collective: every rank adds one with the same intervals; the chief alone has the saver. Whether
 /// a save is due is the same on all ranks. The chief copies the values and goes on; writing goes on in the
-/// background.
+/// background. In shards, every rank that owns one does so, and each ballot says how it goes (`speak`); a
+/// save that is due while shards are being written is made at the first step after. Then `save_and_wait` and
+/// `end` are collective.
 class CheckpointSaverHook final : public SessionRunHook {
  public:
   struct Options {
@@ -50,7 +61,19 @@ class CheckpointSaverHook final : public SessionRunHook {
 
   /// Session only, before after_create_session: the chief's saver (it opens the directory, so it is made when
   /// that is known) and the step that was restored.
-  void attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step);
+  void attach(std::shared_ptr<Saver> saver, std::optional<std::int64_t> restored_step,
+              std::optional<ShardedSaves> shards = std::nullopt);
+
+  /// Session only: whether this rank's shard is on its way or has failed. Local.
+  void speak(Tally& ballot) const;
+
+  /// Session only, with the tally of every step: once no shard is on its way all ranks complete the save, or
+  /// drop it. Collective where the tally says that a shard has failed.
+  void hear(const Tally& tally);
+
+  /// Session only: what this rank would write now.
+  Digest content_here(RunContext& context) const;
+  bool writes_shards() const noexcept { return shards_.has_value(); }
 
   std::string_view name() const override { return "checkpoint_saver"; }
   std::string describe() const override;
@@ -78,9 +101,14 @@ class CheckpointSaverHook final : public SessionRunHook {
   void save_again() noexcept { saved_step_.reset(); }
 
  private:
+  bool is_due(std::int64_t step, const Tally& tally) const;
   void note_metric(const RunValues& values);
   void save(RunContext& context);
   void settle(RunContext& context);
+  void settle_shards(RunContext& context);
+  void wait(RunContext& context);
+  void conclude(const std::string& problem);
+  std::string problem_here() const;
   void collect(RunContext& context);
 
   Options options_;
@@ -90,6 +118,13 @@ class CheckpointSaverHook final : public SessionRunHook {
   Metric metric_;                           ///< of the newest step
   std::exception_ptr failure_;              ///< of the newest save that has ended
   int running_ = 0;                         ///< saves whose result was not yet taken
+
+  std::optional<ShardedSaves> shards_;
+  std::uint64_t saves_ = 0;      ///< begun in shards
+  bool writing_shards_ = false;  ///< the same on all ranks, as is the next
+  bool delayed_ = false;         ///< a save was due meanwhile
+  bool shards_failed_ = false;   ///< the newest save; after settle_shards also: the present step is not saved
+  std::string not_begun_;        ///< why this rank's part of the newest save did not begin
 };
 
 }  // namespace lockstep

@@ -16,11 +16,12 @@ enum class Says : std::uint8_t {
   not_finite,
   save,
   end_of_input,
-  save_failed,
+  shard_pending,  ///< this rank's shard of the newest checkpoint is not durable yet
+  shard_failed,   ///< and will not be
   thread_failed,
   closing
 };
-inline constexpr int kSays = 9;
+inline constexpr int kSays = 10;
 
 /// How many named values (loss, accuracy...) may travel with a step.
 inline constexpr int kMaxValues = 16;

@@ -77,7 +77,8 @@ double memory_bandwidth(const Clock& clock) {
   return 2.0 * kElements * sizeof(float) / seconds;
 }
 
-/// Seconds of a message of so many bytes between this rank and `partner`, which calls this, too: half of there and back.
+/// Seconds of a message of so many bytes between this rank and `partner`, which calls this, too: half of
+/// there and back.
 double message_seconds(const Communicator& comm, int partner, std::size_t bytes, int rounds) {
   std::vector<std::byte> mine(bytes);
   std::vector<std::byte> theirs(bytes);

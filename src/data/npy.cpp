@@ -26,7 +26,8 @@ struct Array {
 };
 
 [[noreturn]] void damaged(const std::filesystem::path& path, const std::string& problem) {
-  throw DataError(fmt::format("data file '{}': {}; write it with numpy.save, as float32", path.string(), problem));
+  throw DataError(
+      fmt::format("data file '{}': {}; write it with numpy.save, as float32", path.string(), problem));
 }
 
 /// What stands behind 'key': in the header, which is a Python dictionary of one line.
@@ -79,9 +80,10 @@ Array read_npy(FileSystem& files, const std::filesystem::path& path, Hasher& has
     file = files.open_file(path);
   } catch (const FileError& error) {
     if (error.code() != ENOENT && error.code() != ENOTDIR) throw;
-    throw DataError(fmt::format("data file '{}' is missing; name the directory that holds train_inputs.npy, "
-                                "train_targets.npy, test_inputs.npy and test_targets.npy with --data_dir",
-                                path.string()));
+    throw DataError(
+        fmt::format("data file '{}' is missing; name the directory that holds train_inputs.npy, "
+                    "train_targets.npy, test_inputs.npy and test_targets.npy with --data_dir",
+                    path.string()));
   }
   const std::vector<std::byte> content = read_all(*file, kLargest);
   hasher.update(content);
@@ -91,13 +93,15 @@ Array read_npy(FileSystem& files, const std::filesystem::path& path, Hasher& has
   const auto byte = [&](std::size_t at) { return std::to_integer<std::size_t>(content[at]); };
   const bool first_version = byte(6) == 1;
   const std::size_t start = first_version ? 10 : 12;
-  const std::size_t length =
-      first_version ? byte(8) + (byte(9) << 8U) : byte(8) + (byte(9) << 8U) + (byte(10) << 16U) + (byte(11) << 24U);
+  const std::size_t length = first_version
+                                 ? byte(8) + (byte(9) << 8U)
+                                 : byte(8) + (byte(9) << 8U) + (byte(10) << 16U) + (byte(11) << 24U);
   if (byte(6) < 1 || byte(6) > 3 || length > content.size() - start) damaged(path, "its header is cut off");
   const std::string_view header = text.substr(start, length);
   const std::string_view type = field(path, header, "descr");
   const bool single = type.starts_with("'<f4'");
-  if (!single && !type.starts_with("'<f8'")) damaged(path, fmt::format("its type is {}", type.substr(0, type.find(','))));
+  if (!single && !type.starts_with("'<f8'"))
+    damaged(path, fmt::format("its type is {}", type.substr(0, type.find(','))));
   if (!field(path, header, "fortran_order").starts_with("False")) damaged(path, "it is in Fortran's order");
   Array array{parse_shape(path, field(path, header, "shape")), {}};
   std::uint64_t elements = 1;
@@ -141,7 +145,8 @@ class Npy final : public Dataset {
   }
 
  private:
-  void copy(std::span<const std::int64_t> indices, const std::vector<float>& from, std::span<float> to) const {
+  void copy(std::span<const std::int64_t> indices, const std::vector<float>& from,
+            std::span<float> to) const {
     const std::size_t each = from.size() / static_cast<std::size_t>(samples_);
     if (to.size() != indices.size() * each) {
       throw InternalError(fmt::format("Npy: {} samples into {} values", indices.size(), to.size()));
@@ -171,8 +176,9 @@ std::shared_ptr<const Dataset> load_npy(FileSystem& files, const std::filesystem
   Array inputs = read_npy(files, directory / (name + "_inputs.npy"), hasher);
   Array targets = read_npy(files, directory / (name + "_targets.npy"), hasher);
   if (inputs.shape.front() != targets.shape.front()) {
-    throw DataError(fmt::format("'{}' has {} samples in {}_inputs.npy and {} in {}_targets.npy; give a target to each",
-                                directory.string(), inputs.shape.front(), name, targets.shape.front(), name));
+    throw DataError(
+        fmt::format("'{}' has {} samples in {}_inputs.npy and {} in {}_targets.npy; give a target to each",
+                    directory.string(), inputs.shape.front(), name, targets.shape.front(), name));
   }
   return std::make_shared<Npy>(std::move(inputs), std::move(targets), hasher.digest());
 }

@@ -41,6 +41,7 @@ void CheckpointSaverHook::begin(RunContext& context) {
 
 void CheckpointSaverHook::after_create_session(RunContext& context) {
   timer_.update_last_triggered_step(context.global_step());
+  created_step_ = context.global_step();
   if (saved_step_ != context.global_step()) save(context);
 }
 
@@ -218,6 +219,16 @@ void CheckpointSaverHook::wait(RunContext& context) {
   collect(context);
 }
 
+void CheckpointSaverHook::tell_results(RunContext& context) {
+  // Whether the shards of other ranks are durable is not known without them.
+  if (!saver_ || shards_) return;
+  try {
+    wait(context);
+  } catch (const std::exception& error) {
+    context.log().error(error.what());
+  }
+}
+
 void CheckpointSaverHook::collect(RunContext& context) {
   while (running_ > 0) {
     const auto result = saver_->take_result();
@@ -230,7 +241,7 @@ void CheckpointSaverHook::collect(RunContext& context) {
     }
     context.summary().checkpoint_saved(result->name, result->step);
     for (const auto& listener : options_.listeners) {
-      if (listener->after_save(result->step)) {
+      if (listener->after_save(result->step) && result->step != created_step_) {
         context.request_stop(
             fmt::format("a checkpoint listener asked for it after saving step {}", result->step));
       }

@@ -115,7 +115,11 @@ std::optional<AwaitedCheckpoint> wait_for_global_step(const Communicator& comm, 
   std::optional<AwaitedCheckpoint> found;
   for (bool first = true;; first = false) {
     on_chief(comm, "the chief to look for a checkpoint", [&] {
-      if (!first) clock.sleep(Seconds{options.poll_secs});
+      Seconds pause{options.poll_secs};
+      if (options.limit_secs > 0) {
+        pause = std::clamp(begin + Seconds{options.limit_secs} - clock.now(), Seconds{0}, pause);
+      }
+      if (!first) clock.sleep(pause);
       found = lookout.look();
       if (found) return;
       const Seconds now = clock.now();

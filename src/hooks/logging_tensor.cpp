@@ -1,3 +1,4 @@
+#include <cmath>
 #include <utility>
 
 #include <fmt/format.h>
@@ -7,6 +8,17 @@
 #include <lockstep/hooks/logging_tensor.hpp>
 
 namespace lockstep {
+
+namespace {
+
+/// Whole numbers, such as steps, with all their digits.
+std::string shown_number(double value) {
+  constexpr double kExact = 9007199254740992;  // 2^53
+  const bool whole = std::abs(value) < kExact && value == std::trunc(value);
+  return whole ? fmt::format("{:.0f}", value) : fmt::format("{:.6g}", value);
+}
+
+}  // namespace
 
 LoggingTensorHook::LoggingTensorHook(Options options) : options_(std::move(options)) {
   if (options_.every_n_iter && options_.every_n_secs) {
@@ -75,7 +87,7 @@ void LoggingTensorHook::write(RunContext& context, std::optional<SecondOrStepTim
   }
   std::string line;
   for (const auto& value : shown.all()) {
-    line += fmt::format("{}{} = {:.6g}", line.empty() ? "" : ", ", value.name, value.value);
+    line += fmt::format("{}{} = {}", line.empty() ? "" : ", ", value.name, shown_number(value.value));
   }
   if (elapsed) line += fmt::format(" ({:.3f} sec)", elapsed->seconds.count());
   context.log().info(line);

@@ -43,6 +43,7 @@ std::optional<SecondOrStepTimer::Elapsed> SecondOrStepTimer::update_last_trigger
 void SecondOrStepTimer::reset() noexcept {
   last_step_.reset();
   last_time_ = Seconds{0};
+  if (agreed_) agreed_ = false;
 }
 
 std::string SecondOrStepTimer::describe() const {

@@ -53,8 +53,9 @@ void combine_values(void* from, void* into, int* count, MPI_Datatype* type) {
 
 class MpiSharedMemory final : public SharedMemory {
  public:
-  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, FirstTouch touch, std::shared_ptr<const bool> abandoned)
-      : abandoned_(std::move(abandoned)) {
+  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, FirstTouch touch, std::shared_ptr<const bool> abandoned,
+                  std::shared_ptr<const bool> left)
+      : abandoned_(std::move(abandoned)), left_(std::move(left)) {
     const BlockingCall call("all ranks of the node to share memory");
     MPI_Info info = MPI_INFO_NULL;
     check_mpi(MPI_Info_create(&info), "MPI_Info_create");
@@ -75,7 +76,7 @@ class MpiSharedMemory final : public SharedMemory {
     int finalized = 0;
     MPI_Finalized(&finalized);
     // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-    if (finalized != 0 || *abandoned_ || std::uncaught_exceptions() != 0) return;
+    if (finalized != 0 || *abandoned_ || *left_ || std::uncaught_exceptions() != 0) return;
     const BlockingCall call("all ranks of the node to free shared memory");
     MPI_Win_unlock_all(window_);
     MPI_Win_free(&window_);
@@ -99,6 +100,7 @@ class MpiSharedMemory final : public SharedMemory {
   static constexpr std::size_t kPage = 4096;
 
   std::shared_ptr<const bool> abandoned_;
+  std::shared_ptr<const bool> left_;
   MPI_Win window_ = MPI_WIN_NULL;
 };
 
@@ -136,7 +138,7 @@ MpiTransport::~MpiTransport() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-  if (finalized != 0 || *abandoned_ || std::uncaught_exceptions() != 0) return;
+  if (finalized != 0 || *abandoned_ || *left_ || std::uncaught_exceptions() != 0) return;
   const BlockingCall call("all ranks to free a communicator");
   if (value_op_ != MPI_OP_NULL) MPI_Op_free(&value_op_);
   if (value_type_ != MPI_DATATYPE_NULL) MPI_Type_free(&value_type_);
@@ -228,7 +230,7 @@ std::shared_ptr<Transport> MpiTransport::split_by_node() {
 }
 
 std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes, FirstTouch touch) {
-  return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, abandoned_);
+  return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, abandoned_, left_);
 }
 
 bool MpiTransport::relax(std::uint64_t turn) {

@@ -41,6 +41,7 @@ class MpiTransport final : public Transport {
   std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch) override;
   bool relax(std::uint64_t turn) override;
   void abandon() noexcept override { *abandoned_ = true; }
+  void leave() noexcept override { *left_ = true; }
   [[noreturn]] void abort(int code, std::string_view reason) override;
 
  private:
@@ -49,7 +50,8 @@ class MpiTransport final : public Transport {
   int size_ = 1;
   bool oversubscribed_;
   std::shared_ptr<bool> abandoned_;
-  MPI_Datatype value_type_ = MPI_DATATYPE_NULL;  ///< of all_reduce_value, made when first used
+  std::shared_ptr<bool> left_ = std::make_shared<bool>(false);  ///< shared by this transport and its memory
+  MPI_Datatype value_type_ = MPI_DATATYPE_NULL;                 ///< of all_reduce_value, made when first used
   MPI_Op value_op_ = MPI_OP_NULL;
 };
 

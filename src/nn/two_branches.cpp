@@ -27,8 +27,9 @@ std::string TwoBranches::describe() const {
     for (std::size_t at = 0; (at = text.find('\n', at)) != std::string::npos;) text.replace(at, 1, ", then ");
     return text;
   };
-  return fmt::format("{} ({}){}", kind(), one_line(main_.describe()),
-                     shortcut_.empty() ? "" : fmt::format("{}({})", joined_by(), one_line(shortcut_.describe())));
+  return fmt::format(
+      "{} ({}){}", kind(), one_line(main_.describe()),
+      shortcut_.empty() ? "" : fmt::format("{}({})", joined_by(), one_line(shortcut_.describe())));
 }
 
 Shape TwoBranches::declare(State& state, const std::string& name, const Shape& input) {
@@ -92,10 +93,10 @@ void TwoBranches::backward(const Pass& pass, std::span<const float> input, std::
   const auto& places = static_cast<const Places&>(*pass.plan);
   const std::size_t main_size = elements(main_output_, pass.samples);
   const std::size_t shortcut_size = elements(shortcut_output_, pass.samples);
-  const Slopes slopes = split(output, output_gradient,
-                              {scratch.subspan(places.main_slope, main_size),
-                               scratch.subspan(places.shortcut_slope, shortcut_size)},
-                              !shortcut_.empty());  // layers may overwrite the gradient of their output
+  const Slopes slopes = split(
+      output, output_gradient,
+      {scratch.subspan(places.main_slope, main_size), scratch.subspan(places.shortcut_slope, shortcut_size)},
+      !shortcut_.empty());  // layers may overwrite the gradient of their output
   Pass its = pass;
   if (!shortcut_.empty()) {
     its.plan = places.shortcut.get();

@@ -72,8 +72,8 @@ std::string describe(const std::vector<ProbedRank>& ranks) {
                         median(values) * figure.factor, *most * figure.factor, figure.unit);
   }
   for (const ProbeOutlier& outlier : outliers(ranks)) {
-    text += fmt::format("outlier: {} of rank {} on {} is {:.0f} % of the median\n", outlier.figure, outlier.rank,
-                        outlier.host, 100 * outlier.share);
+    text += fmt::format("outlier: {} of rank {} on {} is {:.0f} % of the median\n", outlier.figure,
+                        outlier.rank, outlier.host, 100 * outlier.share);
   }
   return text;
 }

@@ -58,7 +58,7 @@ void CreatedSession::begin_step(Voice voice, const Feeds& feeds) {
 
 void CreatedSession::end_input(std::string reason, std::string phase) {
   if (!ballot_sent_) {
-    end_ = std::move(reason);
+    end_ = {std::move(reason), std::move(phase)};
     return;
   }
   failure_ = {std::make_exception_ptr(UsageError(
@@ -135,11 +135,10 @@ CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool cou
   }
   if (tally_.anyone_says(Says::error)) agree_on_failure();
   if (tally_.anyone_says(Says::end_of_input)) {
-    const int who = tally_.first_rank(Says::end_of_input);
-    return {false, ground_.comm.broadcast_text(end_.value_or(""), who), who};
+    return hear_end_of_input();
   }
   if (!tally_.agrees()) fail_in_disagreement();
-  if (tally_.contributors() == 0) return {false, "end of input", StopCause::kAll};
+  if (tally_.contributors() == 0) return {false, "end of input", "the step", StopCause::kAll};
   if (alone) {
     for (int i = 0; i < tally_.value_count(); ++i) {
       values.all()[static_cast<std::size_t>(i)].value = tally_.value_mean(i);
@@ -152,6 +151,14 @@ CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool cou
   return {};
 }
 
+/// From the rank that told it first. Collective.
+CreatedSession::Ended CreatedSession::hear_end_of_input() const {
+  const int who = tally_.first_rank(Says::end_of_input);
+  const std::string text = ground_.comm.broadcast_text(end_ ? end_->phase + '\n' + end_->reason : "", who);
+  const std::size_t cut = text.find('\n');
+  return {false, text.substr(cut + 1), text.substr(0, cut), who};
+}
+
 void CreatedSession::tell_late(Failure failure) {
   begin_step(Voice::none);
   failure_ = std::move(failure);
@@ -160,9 +167,9 @@ void CreatedSession::tell_late(Failure failure) {
   throw InternalError("a failure was told and nobody heard it");
 }
 
-CreatedSession::Ended CreatedSession::tell_late_end(std::string reason) {
+CreatedSession::Ended CreatedSession::tell_late_end(EndedBy end) {
   begin_step(Voice::none);
-  end_ = std::move(reason);
+  end_ = std::move(end);
   StepValues none;
   return complete_step(none, false);
 }
@@ -176,8 +183,7 @@ void CreatedSession::agree_to_close() {
     if (tally_.anyone_says(Says::error)) agree_on_failure();
     if (!tally_.anyone_says(Says::end_of_input)) break;
     // That rank will close next, too.
-    const int who = tally_.first_rank(Says::end_of_input);
-    const Ended ended{false, ground_.comm.broadcast_text("", who), who};
+    const Ended ended = hear_end_of_input();
     if (owner_ != nullptr) owner_->hear_end(ended);
   }
   if (!tally_.agrees()) fail_in_disagreement();
@@ -192,6 +198,8 @@ void CreatedSession::spoil_my_slice() {
 }
 
 StepValues CreatedSession::run(const Step& step) {
+  throw_news();
+  if (owner_ != nullptr) owner_->require_input();
   StepValues values;
   try {
     begin_step(Voice::between);
@@ -211,6 +219,11 @@ StepValues CreatedSession::run(const Step& step) {
     throw;
   }
   return values;
+}
+
+void CreatedSession::throw_news() const {
+  if (lost_) std::rethrow_exception(lost_);
+  if (failed_) std::rethrow_exception(failed_->error);
 }
 
 bool CreatedSession::take_news() {

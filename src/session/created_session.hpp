@@ -24,6 +24,12 @@ namespace lockstep {
 /// catch it.
 struct StepAbandoned {};
 
+/// An EndOfInput of this rank.
+struct EndedBy {
+  std::string reason;
+  std::string phase;  ///< what threw it
+};
+
 /// One step of all ranks: the reduction, and the ballot that travels with it. In turn: `begin_step`;
 /// `attempt` what the user does; `complete_step`, after which all ranks know how it went.
 class CreatedSession final : public RawSession, public StepContext {
@@ -39,6 +45,7 @@ class CreatedSession final : public RawSession, public StepContext {
   struct Ended {
     bool ran = true;     ///< false: dropped, since the input ended
     std::string reason;  ///< of an end
+    std::string by;      ///< what threw it: "the step"
     int rank = 0;        ///< that told the end first, or StopCause::kAll
   };
 
@@ -57,6 +64,9 @@ class CreatedSession final : public RawSession, public StepContext {
 
     /// Some rank's input ended after its step had reduced; heard by ranks that close. The same on all.
     virtual void hear_end(const Ended& ended) = 0;
+
+    /// Throws EndOfInput in a step function that has heard of an end.
+    virtual void require_input() const = 0;
 
     /// A thread of this rank that was lost. A step that fails then fails for that, whatever it threw.
     virtual Failure lost_thread() const = 0;
@@ -101,11 +111,17 @@ class CreatedSession final : public RawSession, public StepContext {
   /// Tells a failure, or an end of input, that came after the ballot of its step: the others hear of it in
   /// their next collective, be that of a step or of the close. The first throws AgreedFailure. Collective.
   [[noreturn]] void tell_late(Failure failure);
-  Ended tell_late_end(std::string reason);
+  Ended tell_late_end(EndedBy end);
 
   /// What steps without hooks threw at whoever called for them, whatever became of it there: throws a failure
   /// or a lost rank, and returns true for an end of input.
   bool take_news();
+
+  /// The same without taking them, and what is found out elsewhere in a step function: whoever catches it and
+  /// goes on must not meet others who have left.
+  void throw_news() const;
+  void keep_news(const AgreedFailure& failure) { failed_ = failure; }
+  void keep_news(std::exception_ptr lost) { lost_ = std::move(lost); }
 
   /// What of slots and kept arenas lies on other nodes comes together on the chief's. Collective.
   void gather_parts();
@@ -143,6 +159,7 @@ class CreatedSession final : public RawSession, public StepContext {
 
  private:
   void end_input(std::string reason, std::string phase);
+  Ended hear_end_of_input() const;
   void set_ballot_values(const StepValues& values);
   void send_ballot(bool with_sum);
   void spoil_my_slice();
@@ -180,8 +197,8 @@ class CreatedSession final : public RawSession, public StepContext {
   bool abstains_ = false;
   std::int64_t micro_batches_done_ = 0;
   Failure failure_;
-  std::optional<std::string> end_;  ///< this rank's input ended, or it wants no step
-  std::exception_ptr lost_;         ///< a wait reached its limit
+  std::optional<EndedBy> end_;  ///< this rank's input ended, or it wants no step
+  std::exception_ptr lost_;     ///< a wait reached its limit
 
   // Of steps without hooks.
   bool ended_ = false;

@@ -21,18 +21,21 @@ class HookedSession::StepFn final : public StepFnContext {
   RawSession& session() override { return *hooked_.session_; }
 
   StepValues run_with_hooks(const RawSession::Step& step, const Feeds& feeds) override {
-    if (hooked_.stopping() && !hooked_.heard_between_) {
-      throw UsageError("run_with_hooks() although should_stop() is true; return from the step function");
-    }
+    hooked_.session_->throw_news();
+    hooked_.require_input();
+    if (hooked_.stopping() && !hooked_.heard_between_) throw EndOfInput(hooked_.cause().reason);
+    StepValues values;
     try {
-      return hooked_.run(step, feeds);
+      values = hooked_.run(step, feeds);
     } catch (const AgreedFailure& failure) {
-      failed = failure;
+      hooked_.session_->keep_news(failure);
       std::rethrow_exception(failure.error);
     } catch (const DeadlineExceeded&) {
-      lost = std::current_exception();
+      hooked_.session_->keep_news(std::current_exception());
       throw;
     }
+    if (hooked_.dropped_) hooked_.require_input();
+    return values;
   }
 
   [[noreturn]] void request_stop(std::string_view reason) override {
@@ -41,8 +44,6 @@ class HookedSession::StepFn final : public StepFnContext {
   }
 
   bool asked = false;
-  std::optional<AgreedFailure> failed;
-  std::exception_ptr lost;
 
  private:
   HookedSession& hooked_;
@@ -90,6 +91,12 @@ void HookedSession::begin() {
 /// A directory has one saver.
 void HookedSession::find_saver() {
   for (std::size_t i = 0; i < hooks_.size(); ++i) {
+    if (i < chief_only_count_ && hooks_[i]->needs_all_ranks()) {
+      throw UsageError(
+          fmt::format("'{}' is given as a hook of the chief alone, but it acts for all ranks; give it in "
+                      "`hooks` on every rank",
+                      hooks_[i]->describe()));
+    }
     const auto found = std::dynamic_pointer_cast<CheckpointSaverHook>(hooks_[i]);
     if (!found) continue;
     if (saver_) {
@@ -219,6 +226,7 @@ void HookedSession::open_summaries() {
 }
 
 void HookedSession::release_saver() {
+  if (saver_) saver_->tell_results(*this);
   if (saver_) saver_->attach(nullptr, std::nullopt);
 }
 
@@ -296,11 +304,12 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
   hook_ = nullptr;
   phase_ = "the program";
   const CreatedSession::Ended ended = session.complete_step(values, true);
-  if (!ended.ran) hear_end(ended);
+  dropped_ = !ended.ran;
+  if (dropped_) hear_end(ended);
   heed(session.tally());
   heard_between_ = false;
   Failure failure = session.late_failure();
-  std::optional<std::string> end;
+  std::optional<EndedBy> end;
   // Even if this rank has failed since its ballot left: the others do not know and wait for its texts.
   if (ended.ran) deliver_gathered(failure);
   if (ended.ran && saver_ && saver_->saves_after(global_step(), session.tally())) gather_parts();
@@ -312,7 +321,7 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
         call(*hook, [&] { hook->after_run(*this, run_values); });
       }
     } catch (const EndOfInput& error) {
-      end = error.what();
+      end = {error.what(), phase()};
     } catch (...) {
       failure = current_failure(phase(), global_step());
     }
@@ -329,21 +338,20 @@ void HookedSession::run_step_fn(const std::function<void(StepFnContext&)>& step_
   CreatedSession& session = *session_;
   StepFn context(*this);
   heard_between_ = false;
+  input_ended_ = false;
   Failure failure;
-  std::optional<std::string> end;
+  std::optional<EndedBy> end;
   phase_ = "the step function";
   try {
     step_fn(context);
   } catch (const EndOfInput& error) {
-    end = error.what();
+    end = {error.what(), "the step function"};
   } catch (...) {
     phase_ = "the step function";
     failure = current_failure(phase(), global_step());
   }
   phase_ = "the program";
   // First what all ranks know already.
-  if (context.lost) std::rethrow_exception(context.lost);
-  if (context.failed) throw AgreedFailure(*context.failed);
   if (session.take_news()) end.reset();
   leave_if_a_thread_is_lost();
   if (failure) session.tell_late(failure);
@@ -374,6 +382,7 @@ void HookedSession::speak_between(Tally& ballot) {
       ballot.say(Says::thread_failed);
     } else if (wish_.empty()) {
       wish_ = coordinator_->reason();
+      if (wish_.empty()) wish_ = "no reason given";
       wish_by_ = "a thread";
     }
   }
@@ -394,8 +403,8 @@ void HookedSession::hear_between(const CreatedSession::Ended& ended, const Tally
 }
 
 /// The others are in a step, or close; what they do with its tally is done here, too.
-void HookedSession::tell_late_end(std::string reason) {
-  hear_end(session_->tell_late_end(std::move(reason)));
+void HookedSession::tell_late_end(EndedBy end) {
+  hear_end(session_->tell_late_end(std::move(end)));
   heed(session_->tally());
   leave_if_a_thread_is_lost();
 }
@@ -404,13 +413,17 @@ void HookedSession::tell_late_end(std::string reason) {
 /// and ranks that have different causes would end in different ways.
 void HookedSession::hear_end(const CreatedSession::Ended& ended) {
   const bool alone = ended.rank != StopCause::kAll;
-  stopping_ = true;
+  stopping_ = input_ended_ = true;
   cause_ = {.reason = fmt::format("{} on {}", ended.reason,
                                   alone ? fmt::format("rank {}", ended.rank) : std::string("all ranks")),
-            .by = "the step",
+            .by = ended.by,
             .rank = ended.rank,
             .step = global_step(),
             .early = false};
+}
+
+void HookedSession::require_input() const {
+  if (input_ended_) throw EndOfInput(cause_.reason);
 }
 
 void HookedSession::heed(const Tally& tally) {
@@ -420,7 +433,12 @@ void HookedSession::heed(const Tally& tally) {
   for (std::size_t i = 0; i < chief_timers_.size(); ++i) {
     chief_timers_[i]->agree(tally.timer(kMaxTimers - 1 - static_cast<int>(i)));
   }
-  if (tally.anyone_says(Says::save)) wants_save_ = false;
+  if (tally.anyone_says(Says::save)) {
+    wants_save_ = false;
+    if (!saver_ && !std::exchange(warned_of_no_saver_, true)) {
+      ground_.log.warn("save_now() saves nothing: the session has no CheckpointSaverHook");
+    }
+  }
   if (saver_) saver_->hear(tally);
   heed_stops(tally);
 }
@@ -438,16 +456,7 @@ void HookedSession::heed_stops(const Tally& tally) {
   }
   if (tally.anyone_says(Says::stop)) {
     const int who = tally.first_rank(Says::stop);
-    const bool early = wish_.empty() && out_of_time_;
-    const std::string mine = early ? fmt::format("1the time limit\n{}", time_limit_->name())
-                                   : fmt::format("0{}\n{}", wish_by_, wish_);
-    const std::string text = ground_.comm.broadcast_text(mine, who);
-    const std::size_t cut = text.find('\n');
-    set_stopping({.reason = text.substr(cut + 1) + (who == 0 ? "" : fmt::format(" (asked by rank {})", who)),
-                  .by = text.substr(1, cut - 1),
-                  .rank = who,
-                  .step = global_step(),
-                  .early = text.front() == '1'});
+    set_stopping(cause_of_wish(who));
   }
   if (tally.anyone_says(Says::thread_failed)) {
     try {
@@ -457,6 +466,27 @@ void HookedSession::heed_stops(const Tally& tally) {
       stop_for_error(failure);
     }
   }
+}
+
+/// What that rank's ballot meant by `stop`. Collective.
+StopCause HookedSession::cause_of_wish(int who) const {
+  const bool early = wish_.empty() && out_of_time_;
+  const std::string mine = early ? fmt::format("1the time limit\n{}", time_limit_->name())
+                                 : fmt::format("0{}\n{}", wish_by_, wish_);
+  const std::string text = ground_.comm.broadcast_text(mine, who);
+  const std::size_t cut = text.find('\n');
+  return {.reason = text.substr(cut + 1) + (who == 0 ? "" : fmt::format(" (asked by rank {})", who)),
+          .by = text.substr(1, cut - 1),
+          .rank = who,
+          .step = global_step(),
+          .early = text.front() == '1'};
+}
+
+void HookedSession::heed_wishes() {
+  const Tally& tally = session_->tally();
+  if (!tally.anyone_says(Says::stop)) return;
+  StopCause cause = cause_of_wish(tally.first_rank(Says::stop));
+  if (!cause.early) cause_ = std::move(cause);
 }
 
 Failure HookedSession::lost_thread() const {
@@ -489,6 +519,7 @@ void HookedSession::raise_thread_failure() {
 void HookedSession::agree_on(SecondOrStepTimer& timer) {
   if (!in_begin_) throw UsageError("timers are registered in begin()");
   timer.use_clock(ground_.config.clock);
+  agreed_timers_.push_back(&timer);
   if (!timer.has_seconds()) return;
   // Timers of chief-only hooks take bits from the other end, so that the bits of the rest agree on all ranks.
   auto& timers = begun_ < chief_only_count_ ? chief_timers_ : timers_;
@@ -507,19 +538,27 @@ void HookedSession::request_stop(std::string_view reason) {
 }
 
 void HookedSession::request_stop_all(std::string_view reason) {
-  const bool is_chief_only =
-      std::ranges::any_of(hooks_.begin(), hooks_.begin() + static_cast<std::ptrdiff_t>(chief_only_count_),
-                          [&](const std::shared_ptr<SessionRunHook>& hook) { return hook.get() == hook_; });
-  if (is_chief_only) {
-    throw UsageError(fmt::format(
-        "'{}' is a hook of the chief alone and says that all ranks stop, who do not know; use request_stop",
-        hook_->name()));
-  }
+  require_all_ranks("says that all ranks stop, who do not know; use request_stop");
   set_stopping({.reason = std::string(reason),
                 .by = std::string(hook_ != nullptr ? hook_->name() : phase_),
                 .rank = StopCause::kAll,
                 .step = global_step(),
                 .early = false});
+}
+
+/// Not in a hook of the chief alone.
+void HookedSession::require_all_ranks(std::string_view problem) const {
+  const auto chief_only = std::span(hooks_).first(std::min(chief_only_count_, hooks_.size()));
+  if (hook_ == nullptr ||
+      std::ranges::none_of(chief_only, [&](const auto& hook) { return hook.get() == hook_; })) {
+    return;
+  }
+  throw UsageError(fmt::format("'{}' is a hook of the chief alone and {}", hook_->name(), problem));
+}
+
+void HookedSession::gather(std::string text, Deliver deliver) {
+  require_all_ranks("gathers from all ranks, who do not; give it in `hooks` on every rank");
+  gathers_.emplace_back(std::move(text), std::move(deliver));
 }
 
 Coordinator& HookedSession::coordinator() {
@@ -565,6 +604,10 @@ void HookedSession::forget_stop() {
   cause_ = {};
   thread_failure_.reset();
   gathers_.clear();
+  input_ended_ = heard_between_ = false;
+  // A rank that failed in a step has not seen what the others did after it.
+  for (SecondOrStepTimer* timer : agreed_timers_) timer->reset();
+  ground_.trace.stop();
 }
 
 Failure HookedSession::end(Seconds grace) {
@@ -615,6 +658,8 @@ Failure HookedSession::end(Seconds grace) {
     guarded([&] { hook->end(*this); });
   }
   phase_ = "the program";
+  drop_partly_gathered();
+  deliver_gathered(failure);
   summary_.flush();
   return failure;
 }

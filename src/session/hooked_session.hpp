@@ -69,6 +69,10 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   /// A session that is made anew runs again.
   void forget_stop();
 
+  /// After the closing ballot of a session that the program closes: some rank may have asked to stop, untold.
+  /// Collective.
+  void heed_wishes();
+
   /// That of a thread, since all ranks have heard of it.
   const std::optional<AgreedFailure>& thread_failure() const noexcept { return thread_failure_; }
 
@@ -93,9 +97,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   const Topology& topology() const override { return *ground_.topology; }
   Feeds& feeds() override { return session_->feeds(); }
   StepTrace& trace() override { return ground_.trace; }
-  void gather(std::string text, Deliver deliver) override {
-    gathers_.emplace_back(std::move(text), std::move(deliver));
-  }
+  void gather(std::string text, Deliver deliver) override;
   Coordinator& coordinator() override;
 
   // CreatedSession::Owner
@@ -106,6 +108,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   }
   void hear_between(const CreatedSession::Ended& ended, const Tally& tally) override;
   void hear_end(const CreatedSession::Ended& ended) override;
+  void require_input() const override;
   Failure lost_thread() const override;
 
  private:
@@ -132,7 +135,9 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   void gather_parts();
   template <class Work>
   void call(SessionRunHook& hook, Work&& work);
-  void tell_late_end(std::string reason);
+  void tell_late_end(EndedBy end);
+  StopCause cause_of_wish(int who) const;
+  void require_all_ranks(std::string_view problem) const;
   std::string phase() const;
   Failure thread_failure_here() const;
   void leave_if_a_thread_is_lost();
@@ -146,6 +151,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   std::shared_ptr<CheckpointSaverHook> saver_;
   std::vector<SecondOrStepTimer*> timers_;
   std::vector<SecondOrStepTimer*> chief_timers_;
+  std::vector<SecondOrStepTimer*> agreed_timers_;  ///< all that hooks have registered
   bool in_begin_ = false;
   std::optional<std::int64_t> gathered_step_;  ///< the chief's node has all parts of this step's state
   SummaryWriter summary_;
@@ -166,6 +172,9 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
   std::optional<AgreedFailure> thread_failure_;           ///< of any rank, since all heard of it
 
   bool stopping_ = false;
+  bool dropped_ = false;      ///< the newest step with hooks was, since the input ended
+  bool input_ended_ = false;  ///< heard in the step function under way
+  bool warned_of_no_saver_ = false;
   bool heard_between_ = false;  ///< the stop was heard in a step without hooks of the step function under way
   StopCause cause_;
 };

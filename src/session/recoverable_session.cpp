@@ -66,6 +66,7 @@ RecoverableSession::RecoverableSession(std::shared_ptr<SessionCreator> creator,
       if (!failure.phase.empty()) ground_.log.warn(describe(failure));
       // Where the directory is ours, scripts look there for how the run ended.
       ground_.write_status("failed", exit_code_of(error), error.what());
+      ground_.part();
       release_directory();
       throw;
     }
@@ -123,6 +124,12 @@ void RecoverableSession::recover(const AgreedFailure& failure) {
   ++recoveries_;
   ground_.log.warn(
       fmt::format("{}; the session is made again from the newest checkpoint", describe(failure)));
+  if (session_) {
+    session_->stop_threads();
+    // Those of another rank may take all of their grace; what the ranks share goes with the session.
+    const double limit = ground_.comm.policy().limit.count();
+    patient(ground_.comm, limit == 0 ? 0 : limit + grace_.count()).barrier("all ranks to stop their threads");
+  }
   session_.reset();
   hooked_.forget_stop();
 }
@@ -150,8 +157,21 @@ void RecoverableSession::require_running(const char* what) const {
   }
 }
 
+/// What a step threw that was run by `raw_session`, to whoever ran it.
+void RecoverableSession::heed_raw_steps() {
+  try {
+    session_->created().take_news();
+  } catch (const AgreedFailure& failure) {
+    fail(failure);
+  } catch (const DeadlineExceeded& missing) {
+    lose(missing);
+    throw;
+  }
+}
+
 StepValues RecoverableSession::run(const RawSession::Step& step, const Feeds& feeds) {
   require_running("run");
+  heed_raw_steps();
   StepValues values;
   try {
     again_while_aborted([&] { values = hooked_.run(step, feeds); });
@@ -167,6 +187,7 @@ StepValues RecoverableSession::run(const RawSession::Step& step, const Feeds& fe
 
 void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& step_fn) {
   require_running("run_step_fn");
+  heed_raw_steps();
   try {
     again_while_aborted([&] { hooked_.run_step_fn(step_fn); });
     recoveries_ = 0;
@@ -180,7 +201,9 @@ void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& 
 
 void RecoverableSession::close() {
   if (closed_) return;
-  if (!hooked_.stopping()) {
+  heed_raw_steps();
+  const bool by_program = !hooked_.stopping();
+  if (by_program) {
     hooked_.set_stopping({.reason = "closed by the program",
                           .by = "the program",
                           .rank = StopCause::kAll,
@@ -192,6 +215,7 @@ void RecoverableSession::close() {
     bool ended = false;
     try {
       session_->created().agree_to_close();
+      if (by_program) hooked_.heed_wishes();
       try {
         hooked_.raise_thread_failure();
       } catch (const AgreedFailure& lost) {
@@ -236,6 +260,7 @@ void RecoverableSession::lose(const std::exception& error) {
   closed_ = true;
   hooked_.stop_for_loss(error);
   hooked_.tell_error(error);
+  ground_.log.warn(fmt::format("stopped after step {}: {}", ground_.state.global_step(), error.what()));
 }
 
 void RecoverableSession::report_failure(const AgreedFailure& failure) {
@@ -244,6 +269,7 @@ void RecoverableSession::report_failure(const AgreedFailure& failure) {
   } catch (const std::exception& error) {
     ground_.write_status("failed", exit_code_of(error), error.what());
     ground_.comm.barrier("the chief to report an error");
+    ground_.part();
     if (session_) session_->stop_threads();
     release_directory();
     throw;
@@ -252,6 +278,7 @@ void RecoverableSession::report_failure(const AgreedFailure& failure) {
 
 void RecoverableSession::abandon() noexcept {
   closed_ = true;
+  ground_.part();
   const std::string problem = fmt::format(
       "an exception left the program after step {}; what came after the newest checkpoint is lost",
       ground_.state.global_step());

@@ -39,6 +39,7 @@ class RecoverableSession {
  private:
   void make_session();
   void recover(const AgreedFailure& failure);
+  void heed_raw_steps();
   void report_start(const CreatedSession& created);
   void require_running(const char* what) const;
   template <class Work>

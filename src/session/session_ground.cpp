@@ -107,6 +107,12 @@ void SessionGround::on_chief(std::string_view what, std::string_view phase,
   agree_with_chief(start, what, failure);
 }
 
+void SessionGround::part() const noexcept {
+  if (!topology) return;
+  topology->node.leave();
+  topology->column.leave();
+}
+
 void SessionGround::write_status(const char* status, std::optional<ExitCode> code,
                                  const std::string& reason) const {
   if (directory) directory->write_status(status, code, reason, state.global_step());

@@ -34,6 +34,9 @@ struct SessionGround {
 
   void write_status(const char* status, std::optional<ExitCode> code, const std::string& reason) const;
 
+  /// The session has failed: its ranks may part at different places. Local.
+  void part() const noexcept;
+
   Communicator comm;
   Communicator start;  ///< the same, with the patience that the creation has
   State& state;

@@ -26,8 +26,9 @@ testing::Bytes npy(const std::string& header, const std::vector<Value>& values) 
 
 testing::MemoryFiles two_samples() {
   testing::MemoryFiles files;
-  files.files["d/train_inputs.npy"] = npy<float>(
-      "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 3), }", {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
+  files.files["d/train_inputs.npy"] =
+      npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 3), }",
+                 {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
   files.files["d/train_targets.npy"] =
       npy<double>("{'descr': '<f8', 'fortran_order': False, 'shape': (2, 1), }", {0.5, 1e-3});
   return files;
@@ -66,12 +67,14 @@ TEST_CASE("what is missing, cut off or of another kind is refused by name") {
   CHECK_THROWS_WITH_AS(load_npy(files, "d", Split::test), doctest::Contains("test_inputs.npy"), DataError);
   const std::string good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }";
   refused(npy<float>(good, {1, 2, 3}), "12 bytes of values");
-  refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1), }", {1, 2, 3}), "3 samples in train_inputs");
+  refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1), }", {1, 2, 3}),
+          "3 samples in train_inputs");
   refused(npy<float>("{'descr': '<i4', 'fortran_order': False, 'shape': (2, 2), }", {1, 2, 3, 4}), "'<i4'");
   refused(npy<float>("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2), }", {1, 2, 3, 4}), "Fortran");
   refused(npy<float>("{'descr': '<f4', 'fortran_order': False, }", {1}), "no 'shape'");
   refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (2", {1}), "no shape");
-  refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }", {1, 2, 3, 4}), "[samples, ...]");
+  refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }", {1, 2, 3, 4}),
+          "[samples, ...]");
   refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 99999999999999999999), }", {1}),
           "too large");
   refused(npy<float>("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000000), }", {1}),

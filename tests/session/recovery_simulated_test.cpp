@@ -1,5 +1,6 @@
 #include <lockstep/mpi/simulated_world.hpp>
 
+#include "edge_cases.hpp"
 #include "ending_cases.hpp"
 
 namespace lockstep {

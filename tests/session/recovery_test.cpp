@@ -4,6 +4,7 @@
 #include <lockstep/base/executor.hpp>
 #include <lockstep/session/looper_thread.hpp>
 
+#include "edge_cases.hpp"
 #include "ending_cases.hpp"
 #include "mpi_ranks.hpp"
 

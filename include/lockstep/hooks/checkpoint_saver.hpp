@@ -29,7 +29,8 @@ class CheckpointSaverListener {
   virtual void begin() {}
   virtual void before_save(std::int64_t /*step*/) {}
 
-  /// The checkpoint of `step` has become durable. True asks all ranks to stop. Called at the start of a step
+  /// The checkpoint of `step` has become durable. True asks all ranks to stop, unless it is the one that is
+  /// saved when the session is created. Called at the start of a step
   /// after it did, or at the end; so all stop after that step.
   virtual bool after_save(std::int64_t /*step*/) { return false; }
   virtual void end(std::int64_t /*step*/) {}
@@ -97,6 +98,9 @@ class CheckpointSaverHook final : public SessionRunHook {
   /// know.
   bool saves_after(std::int64_t step, const Tally& tally) const;
 
+  /// Session only, before it lets go of the saver: waits for a save that is running; listeners hear of it.
+  void tell_results(RunContext& context);
+
   /// Session only: the state has changed since it was saved, though the step has not, so `end` saves again.
   void save_again() noexcept { saved_step_.reset(); }
 
@@ -115,6 +119,7 @@ class CheckpointSaverHook final : public SessionRunHook {
   SecondOrStepTimer timer_;
   std::shared_ptr<Saver> saver_;
   std::optional<std::int64_t> saved_step_;  ///< the newest step that was restored or whose save was started
+  std::int64_t created_step_ = -1;          ///< at the creation of the session
   Metric metric_;                           ///< of the newest step
   std::exception_ptr failure_;              ///< of the newest save that has ended
   int running_ = 0;                         ///< saves whose result was not yet taken

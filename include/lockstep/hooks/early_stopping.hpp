@@ -36,6 +36,8 @@ class EarlyStoppingHook final : public SessionRunHook {
   /// A value that is not a number is not better. Throws UsageError when the step returns no such value.
   void after_run(RunContext& context, const RunValues& values) override;
 
+  bool needs_all_ranks() const override { return true; }
+
   double best() const { return kept_[kBest]; }  ///< Local; the same on all ranks. After `begin`.
   std::int64_t best_step() const { return static_cast<std::int64_t>(kept_[kBestStep]); }
 

@@ -44,6 +44,7 @@ class ProfilerHook final : public SessionRunHook {
   void before_run(RunContext& context) override;
   void after_run(RunContext& context, const RunValues& values) override;
   void end(RunContext& context) override;
+  bool needs_all_ranks() const override { return true; }
 
   /// So that what other hooks do is in the profile.
   bool looks_last() const override { return true; }

@@ -131,6 +131,9 @@ class SessionRunHook {
   /// After an error, before it leaves the session. Must not throw.
   virtual void on_error(RunContext&, const std::exception&) {}
 
+  /// True for a hook that decides or gathers for all ranks, and so must be on every rank.
+  virtual bool needs_all_ranks() const { return false; }
+
   /// True for a hook that saves what `after_run` and `end` of others may still change.
   virtual bool looks_last() const { return false; }
 };

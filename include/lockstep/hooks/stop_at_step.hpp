@@ -25,6 +25,8 @@ class StopAtStepHook final : public SessionRunHook {
   /// Local: the global step is the same on all ranks, so all take the same branch.
   void after_run(RunContext& context, const RunValues& values) override;
 
+  bool needs_all_ranks() const override { return true; }
+
   std::optional<std::int64_t> last_step() const noexcept { return last_step_; }
 
  private:

@@ -49,6 +49,9 @@ class Communicator {
     return other;
   }
 
+  /// See Transport. Local.
+  void leave() const noexcept { transport_->leave(); }
+
   /// Returns when all ranks have come. While it lasts the chief names the ranks that are missing; at the
   /// limit every waiting rank throws DeadlineExceeded. Cost: messages of a byte to and from as many ranks as
   /// the logarithm of their number; where the chief waits for half of `notice` or of the limit, it asks each

@@ -41,8 +41,8 @@ class TwoBranches : public Layer {
   virtual void join(std::span<const float> main, std::span<const float> shortcut,
                     std::span<float> output) const = 0;
 
-  /// The other way. What is returned may be `room`, or `output_gradient`; for both chains only where they need
-  /// not be `apart`.
+  /// The other way. What is returned may be `room`, or `output_gradient`; for both chains only where they
+  /// need not be `apart`.
   virtual Slopes split(std::span<const float> output, std::span<float> output_gradient, const Slopes& room,
                        bool apart) const = 0;
 

@@ -51,7 +51,7 @@ struct MonitoredSessionOptions {
 /// is repeated from before_run. What came after the checkpoint is done again. So count steps by should_stop
 /// or global_step, not by calls. After SessionConfig::max_recoveries in a row without a completed step the
 /// error is thrown. A thread that was lost counts: the step in which all hear of it fails, whatever else was
-/// thrown in it; in `close` it is only logged, since nothing needs it any more.
+/// thrown after its ballots had left; in `close` it is only logged, since nothing needs it any more.
 ///
 /// Where a rank does not come within the limit of the communicator, the others throw DeadlineExceeded, each
 /// for itself and with its own text, after `on_error` of their hooks.

@@ -48,6 +48,7 @@ struct InspectOptions {
   bool diff = false;
   bool as_json = false;
   std::string export_to;
+  std::string names = "lockstep";
   std::shared_ptr<const MacKey> key;
 };
 
@@ -604,6 +605,8 @@ std::pair<InspectOptions, std::string> parse(int argc, const char* const* argv) 
       "equal, 1: different")("json", po::bool_switch(&o.as_json), "print JSON")(
       "export", po::value(&o.export_to),
       "write all of a checkpoint to this new file, NAME.npz (numpy) or NAME.safetensors")(
+      "names", po::value(&o.names)->default_value(o.names),
+      "export: lockstep, or torch: a .safetensors file of the names and layout of a PyTorch state_dict")(
       "key_file", po::value(&key_file), "accept only what was signed with this secret")(
       "checkpoint_basename", po::value(&o.basename)->default_value(o.basename),
       "what the names of checkpoints in a directory begin with")("help", "this text")("version",
@@ -659,7 +662,7 @@ int run(int argc, const char* const* argv) {
   if (options.diff) return diff(files, options, log);
   if (!options.export_to.empty()) {
     export_tensors(open_checkpoint(files, options.paths[0], log, options.key.get(), options.basename), files,
-                   options.export_to);
+                   options.export_to, tensor_names(options.names));
     return 0;
   }
   if (options.digest) {

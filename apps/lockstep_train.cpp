@@ -35,6 +35,7 @@
 #include "progress_hook.hpp"
 #include "setup.hpp"
 #include "slurm.hpp"
+#include "tensor_import.hpp"
 #include "train_options.hpp"
 #include "usage.hpp"
 
@@ -132,7 +133,8 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("learning_rate", fmt::format("{}", static_cast<float>(options.learning_rate)));
   state.setting("schedule", schedule_text(options, last_step));
   state.setting("weight_decay", fmt::format("{}", options.weight_decay));
-  state.setting("no_decay", fmt::format("{}", fmt::join(options.no_decay, ",")));
+  state.setting("no_decay",
+                options.no_decay.empty() ? "none" : fmt::format("{}", fmt::join(options.no_decay, ",")));
   state.setting("clip_norm", fmt::format("{}", options.clip_norm));
   state.setting("clip_value", fmt::format("{}", options.clip_value));
   state.setting("seed", std::to_string(options.seed));
@@ -359,6 +361,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   session_options.scaffold.saver.key = key;
   session_options.scaffold.init_fn = [&](State& fresh) {
     model.initialize(fresh, options.seed);
+    if (!options.import_from.empty()) {
+      import_tensors(*machine.files, options.import_from, options.import_tensors, fresh, log);
+    }
     if (options.init_from.empty()) return;
     init_from_checkpoint(*machine.files, options.init_from, options.init_tensors, fresh, log, key.get());
   };

@@ -168,14 +168,24 @@ std::string_view safetensors_type(ElementType type) {
   return "U8";
 }
 
-void write_safetensors(const CheckpointFile& file, WritableFile& out) {
+/// The values in the order of the file, where that is another one.
+std::vector<float> reordered(const Entry& entry, TensorNames names) {
+  const std::vector<std::size_t> order = order_in_file(entry.path, entry.shape, names);
+  std::vector<float> values(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    std::memcpy(&values[i], entry.data + order[i] * sizeof(float), sizeof(float));
+  }
+  return values;
+}
+
+void write_safetensors(const CheckpointFile& file, TensorNames names, WritableFile& out) {
   nlohmann::json header = {{"__metadata__", nlohmann::json::object()}};
   std::vector<const Entry*> tensors;
   for (const Entry& entry : file.entries()) {
     if (entry.type == ElementType::text) {
       header["__metadata__"][member_name(entry)] =
           std::string(reinterpret_cast<const char*>(entry.data), entry.bytes());
-    } else {
+    } else if (!name_in_file(entry.path, names).empty()) {
       tensors.push_back(&entry);
     }
   }
@@ -185,9 +195,9 @@ void write_safetensors(const CheckpointFile& file, WritableFile& out) {
   });
   std::uint64_t at = 0;
   for (const Entry* entry : tensors) {
-    header[member_name(*entry)] = {{"dtype", safetensors_type(entry->type)},
-                                   {"shape", entry->shape},
-                                   {"data_offsets", {at, at + entry->bytes()}}};
+    header[name_in_file(entry->path, names)] = {{"dtype", safetensors_type(entry->type)},
+                                                {"shape", shape_in_file(entry->path, entry->shape, names)},
+                                                {"data_offsets", {at, at + entry->bytes()}}};
     at += entry->bytes();
   }
   std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -195,16 +205,23 @@ void write_safetensors(const CheckpointFile& file, WritableFile& out) {
   text.append((kAlignment - text.size() % kAlignment) % kAlignment, ' ');
   out.write(bytes_of(Fields(std::uint64_t{text.size()}).text()));
   out.write(bytes_of(text));
-  for (const Entry* entry : tensors) out.write(values_of(*entry));
+  for (const Entry* entry : tensors) {
+    const std::vector<float> values = reordered(*entry, names);
+    out.write(values.empty() ? values_of(*entry) : std::as_bytes(std::span(values)));
+  }
 }
 
 }  // namespace
 
-void export_tensors(const CheckpointFile& file, FileSystem& files, const std::filesystem::path& path) {
+void export_tensors(const CheckpointFile& file, FileSystem& files, const std::filesystem::path& path,
+                    TensorNames names) {
   const bool npz = path.extension() == ".npz";
   if (!npz && path.extension() != ".safetensors") {
     throw UsageError(fmt::format("--export '{}' ends in neither .npz nor .safetensors, the formats there are",
                                  path.string()));
+  }
+  if (npz && names != TensorNames::lockstep) {
+    throw UsageError("--names torch is for files that end in .safetensors");
   }
   const auto directory =
       files.open_directory(path.has_parent_path() ? path.parent_path() : std::filesystem::path("."));
@@ -215,7 +232,7 @@ void export_tensors(const CheckpointFile& file, FileSystem& files, const std::fi
   const std::string temporary = temporary_name(name, SystemIdentity().nonce());
   try {
     const auto out = directory->create(temporary);
-    npz ? write_npz(file, *out) : write_safetensors(file, *out);
+    npz ? write_npz(file, *out) : write_safetensors(file, names, *out);
     out->sync();
     out->close();
     directory->rename(temporary, name);

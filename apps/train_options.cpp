@@ -165,6 +165,9 @@ void check(const TrainOptions& o) {
   if (o.init_from.empty() != o.init_tensors.empty()) {
     throw UsageError("--init_from and --init_tensors go together: a checkpoint, and what to take from it");
   }
+  if (o.import_from.empty() && !o.import_tensors.empty()) {
+    throw UsageError("--import_tensors says what to take from a file; give it with --import");
+  }
   if (o.checkpoint_dir.empty() && (o.fresh || !o.restore_from.empty())) {
     throw UsageError("--fresh and --restore_from speak of checkpoints; give --checkpoint_dir too");
   }
@@ -214,6 +217,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   std::string precision = "f32";
   std::vector<std::string> allow_change;
   std::vector<std::string> init_tensors;
+  std::vector<std::string> import_tensors;
   std::int64_t last_step = 0;
   std::int64_t epochs = 0;
 
@@ -297,8 +301,14 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
                  "a new run starts with values of this checkpoint file, those that init_tensors names")(
       "init_tensors", po::value(&init_tensors),
       "such as /model/dense0/weight, or all of a folder: /model/dense0/; may be repeated")(
-      "restore_from", po::value(&o.restore_from),
-      "go on from this checkpoint of the directory, not the newest")(
+      "import", po::value(&o.import_from),
+      "a new run starts with the values of this .safetensors file, in the names and layout of PyTorch or as "
+      "lockstep-inspect exports them; everything in it must fit")(
+      "import_tensors", po::value(&import_tensors),
+      "take only these, such as /model/dense0/weight, /model/dense0/ or /model/dense0/weight=fc.weight; may "
+      "be "
+      "repeated")("restore_from", po::value(&o.restore_from),
+                  "go on from this checkpoint of the directory, not the newest")(
       "fresh", po::bool_switch(&o.fresh), "set the directory's checkpoints aside and begin anew")(
       "allow_change", po::value(&allow_change),
       "a setting that may differ from the checkpoint's (learning_rate, schedule); may be repeated")(
@@ -391,6 +401,7 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   if (values.count("last_step") != 0) o.last_step = last_step;
   if (values.count("epochs") != 0) o.epochs = epochs;
   o.init_tensors = init_tensors;
+  o.import_tensors = import_tensors;
   o.allow_change.insert(allow_change.begin(), allow_change.end());
   check_word("precision", precision, {"f32"}, {"bf16"});
   check(o);

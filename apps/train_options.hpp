@@ -51,6 +51,8 @@ struct TrainOptions {
   std::string key_file;
   std::string init_from;
   std::vector<std::string> init_tensors;
+  std::string import_from;
+  std::vector<std::string> import_tensors;
   std::string summary_dir;
   std::int64_t save_summaries_steps = 100;
   double save_summaries_secs = 0;

@@ -242,7 +242,7 @@ def write_npy(path, shape, values):
 
 def write_fields(folder, samples, side):
     """Random fields, and each smoothed: the mean of the up to nine cells around."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", samples), ("test", samples // 2)):
         generator = random.Random(split)
         fields, smooth = [], []

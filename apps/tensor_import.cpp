@@ -62,7 +62,8 @@ float value_at(const Stored& tensor, std::size_t i) {
   if (tensor.type == "F32") return read(0.0F);
   if (tensor.type == "F64") return static_cast<float>(read(0.0));
   const auto bits = read(std::uint16_t{});
-  return tensor.type == "F16" ? from_half(bits) : std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16U);
+  return tensor.type == "F16" ? from_half(bits)
+                              : std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16U);
 }
 
 /// The tensors of a file, which lies in memory.
@@ -99,7 +100,8 @@ class SafeTensors {
     }
   }
 
-  Stored parse(const std::string& name, const nlohmann::json& entry, std::span<const std::byte> values) const {
+  Stored parse(const std::string& name, const nlohmann::json& entry,
+               std::span<const std::byte> values) const {
     Stored tensor;
     std::vector<std::uint64_t> offsets;
     try {
@@ -121,7 +123,8 @@ class SafeTensors {
       fits = fits && n > 0 && left % static_cast<std::uint64_t>(n) == 0;
       if (fits) left /= static_cast<std::uint64_t>(n);
     }
-    if (!fits || left != 1) damaged(fmt::format("'{}' has {} bytes, not what its shape says", name, tensor.bytes.size()));
+    if (!fits || left != 1)
+      damaged(fmt::format("'{}' has {} bytes, not what its shape says", name, tensor.bytes.size()));
     return tensor;
   }
 
@@ -159,10 +162,11 @@ std::vector<Wish> wishes(const State& state, const std::vector<std::string>& cho
       if (equals != std::string::npos) some.back().name = word.substr(equals + 1);
     }
     if (!found) {
-      throw UsageError(fmt::format(
-          "--import_tensors '{}': the model has no such parameter or buffer; give a name such as {}, or a folder "
-          "that ends in /",
-          word, all.empty() ? "/model/dense0/weight" : all.front().target.path));
+      throw UsageError(
+          fmt::format("--import_tensors '{}': the model has no such parameter or buffer; give a name such as "
+                      "{}, or a folder "
+                      "that ends in /",
+                      word, all.empty() ? "/model/dense0/weight" : all.front().target.path));
     }
   }
   return some;
@@ -174,8 +178,9 @@ void find_left_over(const std::map<std::string, Stored>& tensors, const std::vec
   std::set<std::string_view> used;
   for (const Wish& wish : wanted) used.insert(wish.name);
   for (const auto& [name, tensor] : tensors) {
-    const bool of_interest = names == TensorNames::torch ? !name.ends_with("num_batches_tracked")
-                                                         : name.starts_with("model/") || name.starts_with("buffers/");
+    const bool of_interest = names == TensorNames::torch
+                                 ? !name.ends_with("num_batches_tracked")
+                                 : name.starts_with("model/") || name.starts_with("buffers/");
     if (of_interest && !used.contains(name)) {
       problems.push_back(fmt::format("left over '{}' {}", name, to_string(tensor.shape)));
     }
@@ -188,7 +193,8 @@ void import_tensors(FileSystem& files, const std::filesystem::path& path,
                     const std::vector<std::string>& chosen, State& state, const Log& log) {
   const SafeTensors file(files, path);
   const auto& tensors = file.tensors();
-  const bool ours = std::ranges::any_of(tensors, [](const auto& tensor) { return tensor.first.starts_with("model/"); });
+  const bool ours =
+      std::ranges::any_of(tensors, [](const auto& tensor) { return tensor.first.starts_with("model/"); });
   const TensorNames names = ours ? TensorNames::lockstep : TensorNames::torch;
   const std::vector<Wish> wanted = wishes(state, chosen, names);
   std::vector<std::string> problems;
@@ -207,10 +213,10 @@ void import_tensors(FileSystem& files, const std::filesystem::path& path,
   }
   if (chosen.empty()) find_left_over(tensors, wanted, names, problems);
   if (!problems.empty()) {
-    throw EnvironmentError(
-        fmt::format("'{}' does not fit the model:\n  {}\ngive the model that it was written for, or name what is to "
-                    "be taken with --import_tensors",
-                    path.string(), fmt::join(problems, "\n  ")));
+    throw EnvironmentError(fmt::format(
+        "'{}' does not fit the model:\n  {}\ngive the model that it was written for, or name what is to "
+        "be taken with --import_tensors",
+        path.string(), fmt::join(problems, "\n  ")));
   }
   for (const Wish& wish : wanted) {
     const Stored& stored = tensors.at(wish.name);

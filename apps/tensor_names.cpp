@@ -44,12 +44,12 @@ std::string name_in_file(std::string_view path, TensorNames names) {
   const bool model = path.starts_with(kModel);
   if (!model && !path.starts_with(kBuffers)) return "";
   std::string name(path.substr(model ? kModel.size() : kBuffers.size()));
-  const auto rename = [&](std::string_view ours, std::string_view theirs) {
+  const auto end_with = [&](std::string_view ours, std::string_view theirs) {
     if (name.ends_with(ours)) name.replace(name.size() - ours.size(), ours.size(), theirs);
   };
-  rename("/scale", "/weight");
-  rename("/shift", "/bias");
-  rename("/running_variance", "/running_var");
+  end_with("/scale", "/weight");
+  end_with("/shift", "/bias");
+  end_with("/running_variance", "/running_var");
   std::ranges::replace(name, '/', '.');
   return name;
 }
@@ -76,7 +76,8 @@ std::vector<std::size_t> order_in_file(std::string_view path, const Shape& shape
     std::vector<std::size_t> wider;
     wider.reserve(elements.size() * static_cast<std::size_t>(shape[d]));
     for (const std::size_t element : elements) {
-      for (std::size_t i = 0; i < static_cast<std::size_t>(shape[d]); ++i) wider.push_back(element + i * strides[d]);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(shape[d]); ++i)
+        wider.push_back(element + i * strides[d]);
     }
     elements = std::move(wider);
   }

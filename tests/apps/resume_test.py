@@ -61,6 +61,23 @@ class Resume(EndToEnd):
             self.assertIn("lost: it was running", shown.out)
         self.finish(3, directory)
 
+    def test_running_statistics_go_on_where_they_were(self):
+        """Batch norm: the same bits of parameters, statistics and evaluation as without an interruption."""
+        folder = self.folder / "cifar"
+        folder.mkdir()
+        for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+            generator = random.Random(name)
+            (folder / name).write_bytes(b"".join(bytes([i % 10]) + generator.randbytes(3072) for i in range(8)))
+        changes = {"dataset": "cifar10", "data_dir": folder, "model": "resnet", "depth": 8, "hidden": None,
+                   "global_batch": 12, "micro_batch": 2, "learning_rate": 0.02}
+        once = self.train(2, **changes, last_step=7)
+        directory = self.folder / "run"
+        for ranks, last_step in ((3, 2), (1, 5), (4, 7)):
+            report = self.train(ranks, **changes, checkpoint_dir=directory, last_step=last_step)
+        for key in ("parameters_digest", "buffers_digest", "loss", "test_loss"):
+            self.assertEqual(report[key], once[key], key)
+        self.assertNotEqual(once["buffers_digest"], self.train(1, **changes, last_step=6)["buffers_digest"])
+
     # TF: MaxToKeep.testSharded
     def test_the_newest_stay_where_ranks_share_out_the_state(self):
         """Disk and state file agree, also when the next launch has other shards and keeps fewer."""

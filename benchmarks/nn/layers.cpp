@@ -1,6 +1,6 @@
 // How near does each layer of the networks come to what the core can do?
 //
-//   OMP_NUM_THREADS=1 nn_layers [--kernels onednn|eigen] [--precision bf16] [NAME...]
+//   OMP_NUM_THREADS=1 nn_layers [--kernels onednn|eigen] [NAME...]
 //
 // NAME selects layers whose line contains it. For each: the best times of forward and backward, and where it
 // has matrix work the share of the matrix peak, which is that of a product of 1024 (fp32), measured before

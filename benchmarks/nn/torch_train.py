@@ -31,12 +31,17 @@ def random_data(samples, shape, classes):
     return torch.rand(samples, *shape, generator=generator), torch.randint(classes, (samples,), generator=generator)
 
 
+def random_values(samples, inputs, targets):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(samples, inputs, generator=generator), torch.rand(samples, targets, generator=generator)
+
+
 def make(name, data):
     """Network, inputs, targets, loss."""
     if name == 'mlp':
         return (networks.mlp(784, [512, 512], 10), *read_images(data), functional.cross_entropy)
     if name == 'mlp_wide':
-        return (networks.mlp(1024, [2048, 2048], 1000), *random_data(8192, (1024,), 1000), functional.cross_entropy)
+        return (networks.mlp(1024, [2048, 2048], 1000), *random_values(2048, 1024, 1000), functional.mse_loss)
     if name == 'lenet':
         return (networks.lenet(), *read_images(data), functional.cross_entropy)
     if name == 'resnet':

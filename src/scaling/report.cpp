@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <lockstep/scaling/model.hpp>
 #include <lockstep/scaling/report.hpp>
 
 namespace lockstep {
@@ -98,6 +99,48 @@ std::map<std::int64_t, std::vector<double>> step_times(const NamedStudy& study, 
   return times;
 }
 
+/// How well a law fits the study, and what it predicts, or why it does not.
+void add_model(const NamedStudy& study, std::vector<Printed>& tables) {
+  const ScalingFit fit = fit_scaling(study.samples);
+  if (!fit.held_out.empty()) {
+    Printed checks{fmt::format("{}, a law that has not seen these ranks", study.name),
+                   fmt::format("Worst error {:.1f} %.", 100 * fit.worst_error),
+                   {{"scaling", "ranks", "measured ms", "predicted ms", "error in %"}}};
+    for (const ScalingFit::HeldOut& held : fit.held_out) {
+      checks.rows.push_back({std::string(to_string(held.mode)), std::to_string(held.ranks),
+                             milliseconds(held.measured), milliseconds(held.predicted),
+                             fmt::format("{:+.1f}", 100 * held.error())});
+    }
+    tables.push_back(std::move(checks));
+  }
+  for (const ScalingTable& table : tabulate(study.samples)) {
+    Printed predictions{fmt::format("{}, predicted", title(study, table)), "", {}};
+    if (!fit.refusal.empty()) {
+      predictions.text = fmt::format("No prediction: {}.", fit.refusal);
+      tables.push_back(std::move(predictions));
+      break;
+    }
+    const std::int64_t most = table.rows.back().ranks;
+    const auto smallest = std::ranges::find(study.samples, table.mode, &ScalingSample::mode);
+    const std::int64_t batch =
+        table.mode == ScalingMode::weak ? smallest->global_batch / smallest->ranks : smallest->global_batch;
+    predictions.text = fmt::format(
+        "From runs of up to {} ranks, by a law that missed held-out ones by at most {:.1f} %. Beyond the "
+        "nodes that "
+        "were measured it knows nothing of the network.",
+        most, 100 * fit.worst_error);
+    predictions.rows = {
+        {"ranks", "ms a step", "efficiency in %", "limited by", "80 % compute from a batch of"}};
+    for (const ScalingPrediction& p :
+         predict(fit.model, table.mode, table.rows.front().ranks, 2 * most, batch)) {
+      predictions.rows.push_back({std::to_string(p.ranks), milliseconds(p.step_seconds),
+                                  fmt::format("{:.1f}", 100 * p.efficiency), p.limit,
+                                  p.batch > 0 ? std::to_string(p.batch) : "none"});
+    }
+    tables.push_back(std::move(predictions));
+  }
+}
+
 /// All tables of a report.
 std::vector<Printed> printed(std::span<const NamedStudy> studies) {
   std::vector<Printed> tables;
@@ -106,6 +149,7 @@ std::vector<Printed> printed(std::span<const NamedStudy> studies) {
       tables.push_back({title(study, table), where(study) + ". " + remark(table), cells(table)});
     }
   }
+  for (const NamedStudy& study : studies) add_model(study, tables);
   const NamedStudy& first = studies.front();
   for (const NamedStudy& other : studies.subspan(1)) {
     for (const ScalingMode mode : {ScalingMode::strong, ScalingMode::weak}) {
@@ -215,6 +259,7 @@ std::string markdown(std::span<const NamedStudy> studies) {
   std::string text;
   for (const Printed& table : printed(studies)) {
     text += fmt::format("## {}\n\n{}\n\n", table.title, table.text);
+    if (table.rows.size() < 2) continue;
     bool head = true;
     for (const auto& row : table.rows) {
       text += fmt::format("| {} |\n", fmt::join(row, " | "));
@@ -231,6 +276,10 @@ std::string markdown(std::span<const NamedStudy> studies) {
 std::string latex(std::span<const NamedStudy> studies) {
   std::string text = "% needs \\usepackage{booktabs}\n";
   for (const Printed& table : printed(studies)) {
+    if (table.rows.size() < 2) {
+      text += fmt::format("% {}: {}\n", table.title, table.text);
+      continue;
+    }
     text += fmt::format("\\begin{{table}}\n\\caption{{{}. {}}}\n\\begin{{tabular}}{{{}}}\n\\toprule\n",
                         for_latex(table.title), for_latex(table.text),
                         std::string(table.rows.front().size(), 'r'));
@@ -308,7 +357,9 @@ std::string html(std::span<const NamedStudy> studies, const std::map<std::string
       "td, th { padding: 0.25em 0.8em; text-align: right; border-bottom: 1px solid #ddd; }\n"
       "svg { max-width: 100%; height: auto; }\n</style>\n</head>\n<body>\n<h1>Scaling study</h1>\n";
   for (const Printed& table : printed(studies)) {
-    page += fmt::format("<h2>{}</h2>\n<p>{}</p>\n<table>\n", for_html(table.title), for_html(table.text));
+    page += fmt::format("<h2>{}</h2>\n<p>{}</p>\n", for_html(table.title), for_html(table.text));
+    if (table.rows.size() < 2) continue;
+    page += "<table>\n";
     bool head = true;
     for (const auto& row : table.rows) {
       const char* const kind = std::exchange(head, false) ? "th" : "td";

@@ -20,6 +20,13 @@ auto as_data(const char* what, Work work) {
   }
 }
 
+void check(const ScalingSample& sample) {
+  if (sample.ranks < 1 || sample.micro_batch < 1 || sample.global_batch < sample.micro_batch) {
+    throw DataError(fmt::format("a run of {} ranks, of batches of {} in micro-batches of {}, is none",
+                                sample.ranks, sample.global_batch, sample.micro_batch));
+  }
+}
+
 std::string quoted(const std::string& text) {
   std::string result = "\"";
   for (const char c : text) {
@@ -46,6 +53,7 @@ ScalingSample sample_of_report(std::string_view text) {
     sample.digest = report.at("parameters_digest");
     sample.version = report.at("version");
     const double speed = report.at("samples_per_second");
+    check(sample);
     if (!(speed > 0)) throw DataError("a run has too few steps to be timed; give it at least 2");
     sample.step_seconds = static_cast<double>(sample.global_batch) / speed;
     const json& parts = report.at("parts");
@@ -105,7 +113,8 @@ ScalingSample sample_from_json(std::string_view text) {
     sample.version = object.at("version");
     sample.date = object.at("date");
     sample.load = object.at("load");
-    if (sample.ranks < 1 || !(sample.step_seconds > 0)) throw DataError("a sample has no ranks or no time");
+    check(sample);
+    if (!(sample.step_seconds > 0)) throw DataError("a sample has no time");
     return sample;
   });
 }

@@ -83,6 +83,12 @@ TEST_CASE("a sample comes back from its JSON as it was, and from no other") {
   auto negative = nlohmann::json::parse(text);
   negative["step_seconds"] = -1;
   CHECK_THROWS_AS(sample_from_json(negative.dump()), DataError);
+  for (const char* key : {"ranks", "micro_batch", "global_batch"}) {
+    CAPTURE(key);
+    auto none = nlohmann::json::parse(text);
+    none[key] = 0;
+    CHECK_THROWS_AS(sample_from_json(none.dump()), DataError);
+  }
 
   const std::string csv = to_csv(std::vector{sample, sample});
   CHECK(std::count(csv.begin(), csv.end(), '\n') == 3);

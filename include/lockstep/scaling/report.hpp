@@ -40,8 +40,8 @@ struct NamedStudy {
   std::vector<ScalingSample> samples;
 };
 
-/// Tables for pasting: of each study, and of those after the first how long their steps take beside the
-/// first's.
+/// Tables for pasting: of each study, what a law predicts from it (see fit_scaling) or why nothing may be
+/// predicted, and of studies after the first how long their steps take beside the first's.
 std::string markdown(std::span<const NamedStudy> studies);
 std::string latex(std::span<const NamedStudy> studies);
 

@@ -25,8 +25,8 @@ struct ScalingSample {
   ScalingMode mode = ScalingMode::strong;
   std::int64_t ranks = 1;
   std::int64_t repeat = 0;
-  std::int64_t global_batch = 0;
-  std::int64_t micro_batch = 0;
+  std::int64_t global_batch = 1;
+  std::int64_t micro_batch = 1;
   std::int64_t steps = 0;
   double step_seconds = 0;  ///< of a step, over the run without its first
   std::array<double, kStepParts.size()> part_seconds{};

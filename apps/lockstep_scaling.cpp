@@ -274,11 +274,12 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
   }
   if (to.empty()) to = folders.front() + "/report";
   const auto out = files.create_directory(to);
-  const std::string tables = markdown(studies);
+  const ScalingReport report(std::move(studies));
+  const std::string tables = report.markdown();
   write_text(*out, "report.md", tables);
-  write_text(*out, "report.tex", latex(studies));
+  write_text(*out, "report.tex", report.latex());
   std::map<std::string, std::string> pictures;
-  for (const auto& [name, text] : plots(studies)) write_text(*out, name, text);
+  for (const auto& [name, text] : report.plots()) write_text(*out, name, text);
   for (const std::string name : {"speed_up", "efficiency", "parts"}) {
     int code = 127;
     try {
@@ -299,7 +300,7 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
                  stderr);
     }
   }
-  write_text(*out, "report.html", html(studies, pictures));
+  write_text(*out, "report.html", report.html(pictures));
   std::fputs(tables.c_str(), stdout);
   std::puts(fmt::format("written to {}", out->path().string()).c_str());
 }

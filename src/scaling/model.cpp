@@ -111,7 +111,8 @@ ScalingModel fit(std::span<const Point> points, std::int64_t micro_batch) {
 
 }  // namespace
 
-std::array<double, kStepParts.size()> ScalingModel::parts(std::int64_t ranks, std::int64_t global_batch) const {
+std::array<double, kStepParts.size()> ScalingModel::parts(std::int64_t ranks,
+                                                          std::int64_t global_batch) const {
   const Terms x = terms(ranks, std::max<std::int64_t>(1, global_batch / micro_batch));
   std::array<double, kStepParts.size()> seconds{};
   for (std::size_t p = 0; p < seconds.size(); ++p) {
@@ -135,7 +136,8 @@ ScalingFit fit_scaling(std::span<const ScalingSample> samples) {
     micro_batches.insert(sample.micro_batch);
   }
   if (micro_batches.size() != 1) {
-    result.refusal = "its runs have micro-batches of different sizes, whose costs cannot be compared; fix --micro_batch";
+    result.refusal =
+        "its runs have micro-batches of different sizes, whose costs cannot be compared; fix --micro_batch";
     return result;
   }
   const std::vector<Point> points = points_of(samples);
@@ -165,7 +167,8 @@ ScalingFit fit_scaling(std::span<const ScalingSample> samples) {
   result.worst_error = std::abs(worst->error());
   if (!(result.worst_error <= kMostError)) {
     result.refusal = fmt::format(
-        "a law that has not seen {} ranks ({} scaling) misses them by {:.0f} % (at most {:.0f} %); measure on a "
+        "a law that has not seen {} ranks ({} scaling) misses them by {:.0f} % (at most {:.0f} %); measure "
+        "on a "
         "quieter machine, more repeats, or more numbers of ranks",
         worst->ranks, to_string(worst->mode), 100 * worst->error(), 100 * kMostError);
   }

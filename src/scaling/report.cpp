@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -84,13 +83,6 @@ std::string for_gnuplot(std::string_view text) {
   return escaped(text, "\"\\_{}^@", {"'", "/", " ", "(", ")", " ", " "});
 }
 
-/// A table as it is printed: its first row is the head.
-struct Printed {
-  std::string title;
-  std::string text;
-  std::vector<std::vector<std::string>> rows;
-};
-
 std::map<std::int64_t, std::vector<double>> step_times(const NamedStudy& study, ScalingMode mode) {
   std::map<std::int64_t, std::vector<double>> times;
   for (const ScalingSample& s : study.samples) {
@@ -98,80 +90,6 @@ std::map<std::int64_t, std::vector<double>> step_times(const NamedStudy& study, 
   }
   return times;
 }
-
-/// How well a law fits the study, and what it predicts, or why it does not.
-void add_model(const NamedStudy& study, std::vector<Printed>& tables) {
-  const ScalingFit fit = fit_scaling(study.samples);
-  if (!fit.held_out.empty()) {
-    Printed checks{fmt::format("{}, a law that has not seen these ranks", study.name),
-                   fmt::format("Worst error {:.1f} %.", 100 * fit.worst_error),
-                   {{"scaling", "ranks", "measured ms", "predicted ms", "error in %"}}};
-    for (const ScalingFit::HeldOut& held : fit.held_out) {
-      checks.rows.push_back({std::string(to_string(held.mode)), std::to_string(held.ranks),
-                             milliseconds(held.measured), milliseconds(held.predicted),
-                             fmt::format("{:+.1f}", 100 * held.error())});
-    }
-    tables.push_back(std::move(checks));
-  }
-  for (const ScalingTable& table : tabulate(study.samples)) {
-    Printed predictions{fmt::format("{}, predicted", title(study, table)), "", {}};
-    if (!fit.refusal.empty()) {
-      predictions.text = fmt::format("No prediction: {}.", fit.refusal);
-      tables.push_back(std::move(predictions));
-      break;
-    }
-    const std::int64_t most = table.rows.back().ranks;
-    const auto smallest = std::ranges::find(study.samples, table.mode, &ScalingSample::mode);
-    const std::int64_t batch =
-        table.mode == ScalingMode::weak ? smallest->global_batch / smallest->ranks : smallest->global_batch;
-    predictions.text = fmt::format(
-        "From runs of up to {} ranks, by a law that missed held-out ones by at most {:.1f} %. Beyond the "
-        "nodes that "
-        "were measured it knows nothing of the network.",
-        most, 100 * fit.worst_error);
-    predictions.rows = {
-        {"ranks", "ms a step", "efficiency in %", "limited by", "80 % compute from a batch of"}};
-    for (const ScalingPrediction& p :
-         predict(fit.model, table.mode, table.rows.front().ranks, 2 * most, batch)) {
-      predictions.rows.push_back({std::to_string(p.ranks), milliseconds(p.step_seconds),
-                                  fmt::format("{:.1f}", 100 * p.efficiency), p.limit,
-                                  p.batch > 0 ? std::to_string(p.batch) : "none"});
-    }
-    tables.push_back(std::move(predictions));
-  }
-}
-
-/// All tables of a report.
-std::vector<Printed> printed(std::span<const NamedStudy> studies) {
-  std::vector<Printed> tables;
-  for (const NamedStudy& study : studies) {
-    for (const ScalingTable& table : tabulate(study.samples)) {
-      tables.push_back({title(study, table), where(study) + ". " + remark(table), cells(table)});
-    }
-  }
-  for (const NamedStudy& study : studies) add_model(study, tables);
-  const NamedStudy& first = studies.front();
-  for (const NamedStudy& other : studies.subspan(1)) {
-    for (const ScalingMode mode : {ScalingMode::strong, ScalingMode::weak}) {
-      const auto theirs = step_times(first, mode);
-      Printed table{fmt::format("{} beside {}, {} scaling", other.name, first.name, to_string(mode)),
-                    fmt::format("Time a step of {} over that of {}.", other.name, first.name),
-                    {{"ranks", first.name + " ms", other.name + " ms", "ratio [95 %]"}}};
-      for (const auto& [ranks, seconds] : step_times(other, mode)) {
-        const auto found = theirs.find(ranks);
-        if (found == theirs.end()) continue;
-        const auto seed = kSeed + 1000 + static_cast<unsigned>(ranks);
-        table.rows.push_back({std::to_string(ranks), milliseconds(median(found->second)),
-                              milliseconds(median(seconds)),
-                              interval(estimate_ratio(seconds, found->second, seed), 1, 3)});
-      }
-      if (table.rows.size() > 1) tables.push_back(std::move(table));
-    }
-  }
-  return tables;
-}
-
-using Series = std::pair<std::string, ScalingTable>;
 
 std::string script(std::string_view name, std::string_view body) {
   return fmt::format(
@@ -187,35 +105,6 @@ std::string script(std::string_view name, std::string_view body) {
       "set output\n"
       "}}\n",
       name, body);
-}
-
-/// "1" 1, "2" 2, ...: a mark for each number of ranks.
-std::string rank_tics(const std::vector<Series>& series) {
-  std::vector<std::int64_t> all;
-  for (const auto& [name, table] : series) {
-    for (const ScalingRow& row : table.rows) all.push_back(row.ranks);
-  }
-  std::ranges::sort(all);
-  all.erase(std::unique(all.begin(), all.end()), all.end());
-  std::string tics;
-  for (const std::int64_t ranks : all)
-    tics += fmt::format("{}\"{}\" {}", tics.empty() ? "" : ", ", ranks, ranks);
-  return fmt::format(
-      "set xlabel \"ranks\"\nset logscale x 2\nset xtics ({})\n"
-      "set xrange [{}:{}]\n",
-      tics, static_cast<double>(all.front()) / 1.25, static_cast<double>(all.back()) * 1.25);
-}
-
-std::string plot_lines(const std::vector<Series>& series, std::string_view ideal, int value_column) {
-  std::string plot = fmt::format(
-      "plot {} with lines linewidth 2 dashtype 2 linecolor rgb \"#888888\" title \"ideal\"", ideal);
-  for (std::size_t i = 0; i < series.size(); ++i) {
-    plot += fmt::format(
-        ", \\\n  \"series-{0}.dat\" using 1:{1}:{2}:{3} with yerrorlines linewidth 2 pointtype {4} title "
-        "\"{5}\"",
-        i, value_column, value_column + 1, value_column + 2, 5 + 2 * i, for_gnuplot(series[i].first));
-  }
-  return plot + "\n";
 }
 
 }  // namespace
@@ -236,14 +125,20 @@ std::vector<ScalingTable> tabulate(std::span<const ScalingSample> samples) {
       table.same_bits = table.same_bits && (is_new || at->second == s.digest);
     }
     if (times.empty()) continue;
-    const auto& [base_ranks, base] = *times.begin();
+    const std::int64_t base_ranks = times.begin()->first;
+    const double base = median(times.begin()->second);
+    const std::vector<double> base_drawn = bootstrap_medians(times.begin()->second, seed++);
     for (const auto& [ranks, seconds] : times) {
       ScalingRow row{.ranks = ranks, .samples = static_cast<std::int64_t>(seconds.size())};
-      row.step_seconds = estimate_median(seconds, seed++);
-      for (std::size_t i = 0; i < kStepParts.size(); ++i) row.part_seconds[i] = median(parts[ranks][i]);
       // The smallest number of ranks is what the others are compared with, and exact by definition.
-      const Estimate ratio =
-          ranks == base_ranks ? Estimate{1, 1, 1} : estimate_ratio(base, seconds, seed += 2);
+      const bool is_base = ranks == base_ranks;
+      const std::vector<double> drawn = is_base ? base_drawn : bootstrap_medians(seconds, seed++);
+      const double value = median(seconds);
+      row.step_seconds = with_interval(value, drawn);
+      for (std::size_t i = 0; i < kStepParts.size(); ++i) row.part_seconds[i] = median(parts[ranks][i]);
+      std::vector<double> ratios = drawn.empty() ? std::vector<double>() : base_drawn;
+      for (std::size_t i = 0; i < ratios.size(); ++i) ratios[i] /= drawn[i];
+      const Estimate ratio = is_base ? Estimate{1, 1, 1} : with_interval(base / value, std::move(ratios));
       const double growth = static_cast<double>(ranks) / static_cast<double>(base_ranks);
       const double speed = mode == ScalingMode::strong ? 1 : growth;
       row.speed_up = {ratio.value * speed, ratio.low * speed, ratio.high * speed};
@@ -255,9 +150,117 @@ std::vector<ScalingTable> tabulate(std::span<const ScalingSample> samples) {
   return tables;
 }
 
-std::string markdown(std::span<const NamedStudy> studies) {
+/// "1" 1, "2" 2, ...: a mark for each number of ranks.
+std::string ScalingReport::rank_tics(std::span<const Series> series) {
+  std::vector<std::int64_t> all;
+  for (const Series& one : series) {
+    for (const ScalingRow& row : one.table.rows) all.push_back(row.ranks);
+  }
+  std::ranges::sort(all);
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  std::string tics;
+  for (const std::int64_t ranks : all)
+    tics += fmt::format("{}\"{}\" {}", tics.empty() ? "" : ", ", ranks, ranks);
+  return fmt::format(
+      "set xlabel \"ranks\"\nset logscale x 2\nset xtics ({})\n"
+      "set xrange [{}:{}]\n",
+      tics, static_cast<double>(all.front()) / 1.25, static_cast<double>(all.back()) * 1.25);
+}
+
+std::string ScalingReport::plot_lines(std::span<const Series> series, std::string_view ideal,
+                                      int value_column) {
+  std::string plot = fmt::format(
+      "plot {} with lines linewidth 2 dashtype 2 linecolor rgb \"#888888\" title \"ideal\"", ideal);
+  for (std::size_t i = 0; i < series.size(); ++i) {
+    plot += fmt::format(
+        ", \\\n  \"series-{0}.dat\" using 1:{1}:{2}:{3} with yerrorlines linewidth 2 pointtype {4} title "
+        "\"{5}\"",
+        i, value_column, value_column + 1, value_column + 2, 5 + 2 * i, for_gnuplot(series[i].title));
+  }
+  return plot + "\n";
+}
+
+/// How well a law fits the study, and what it predicts, or why it does not.
+void ScalingReport::add_model(const NamedStudy& study, std::span<const Series> series) {
+  const ScalingFit fit = fit_scaling(study.samples);
+  if (!fit.held_out.empty()) {
+    Printed checks{fmt::format("{}, a law that has not seen these ranks", study.name),
+                   fmt::format("Worst error {:.1f} %.", 100 * fit.worst_error),
+                   {{"scaling", "ranks", "measured ms", "predicted ms", "error in %"}}};
+    for (const ScalingFit::HeldOut& held : fit.held_out) {
+      checks.rows.push_back({std::string(to_string(held.mode)), std::to_string(held.ranks),
+                             milliseconds(held.measured), milliseconds(held.predicted),
+                             fmt::format("{:+.1f}", 100 * held.error())});
+    }
+    printed_.push_back(std::move(checks));
+  }
+  for (const auto& [name, table] : series) {
+    Printed predictions{name + ", predicted", "", {}};
+    if (!fit.refusal.empty()) {
+      predictions.text = fmt::format("No prediction: {}.", fit.refusal);
+      printed_.push_back(std::move(predictions));
+      break;
+    }
+    const std::int64_t most = table.rows.back().ranks;
+    const auto smallest = std::ranges::find(study.samples, table.mode, &ScalingSample::mode);
+    const std::int64_t batch =
+        table.mode == ScalingMode::weak ? smallest->global_batch / smallest->ranks : smallest->global_batch;
+    predictions.text = fmt::format(
+        "From runs of up to {} ranks, by a law that missed held-out ones by at most {:.1f} %. Beyond the "
+        "nodes that "
+        "were measured it knows nothing of the network.",
+        most, 100 * fit.worst_error);
+    predictions.rows = {
+        {"ranks", "ms a step", "efficiency in %", "limited by", "80 % compute from a batch of"}};
+    for (const ScalingPrediction& p :
+         predict(fit.model, table.mode, table.rows.front().ranks, 2 * most, batch)) {
+      predictions.rows.push_back({std::to_string(p.ranks), milliseconds(p.step_seconds),
+                                  fmt::format("{:.1f}", 100 * p.efficiency), p.limit,
+                                  p.batch > 0 ? std::to_string(p.batch) : "none"});
+    }
+    printed_.push_back(std::move(predictions));
+  }
+}
+
+/// How long the steps of `other` take beside those of `first`, where both have runs.
+void ScalingReport::add_comparison(const NamedStudy& first, const NamedStudy& other) {
+  for (const ScalingMode mode : {ScalingMode::strong, ScalingMode::weak}) {
+    const auto theirs = step_times(first, mode);
+    Printed table{fmt::format("{} beside {}, {} scaling", other.name, first.name, to_string(mode)),
+                  fmt::format("Time a step of {} over that of {}.", other.name, first.name),
+                  {{"ranks", first.name + " ms", other.name + " ms", "ratio [95 %]"}}};
+    for (const auto& [ranks, seconds] : step_times(other, mode)) {
+      const auto found = theirs.find(ranks);
+      if (found == theirs.end()) continue;
+      const auto seed = kSeed + 1000 + static_cast<unsigned>(ranks);
+      table.rows.push_back({std::to_string(ranks), milliseconds(median(found->second)),
+                            milliseconds(median(seconds)),
+                            interval(estimate_ratio(seconds, found->second, seed), 1, 3)});
+    }
+    if (table.rows.size() > 1) printed_.push_back(std::move(table));
+  }
+}
+
+ScalingReport::ScalingReport(std::vector<NamedStudy> studies) {
+  std::vector<std::size_t> first_series;
+  for (const NamedStudy& study : studies) {
+    first_series.push_back(series_.size());
+    for (ScalingTable& table : tabulate(study.samples)) {
+      std::string name = title(study, table);
+      printed_.push_back({name, where(study) + ". " + remark(table), cells(table)});
+      series_.push_back({std::move(name), std::move(table)});
+    }
+  }
+  first_series.push_back(series_.size());
+  for (std::size_t i = 0; i < studies.size(); ++i) {
+    add_model(studies[i], std::span(series_).subspan(first_series[i], first_series[i + 1] - first_series[i]));
+  }
+  for (std::size_t i = 1; i < studies.size(); ++i) add_comparison(studies.front(), studies[i]);
+}
+
+std::string ScalingReport::markdown() const {
   std::string text;
-  for (const Printed& table : printed(studies)) {
+  for (const Printed& table : printed_) {
     text += fmt::format("## {}\n\n{}\n\n", table.title, table.text);
     if (table.rows.size() < 2) continue;
     bool head = true;
@@ -273,9 +276,9 @@ std::string markdown(std::span<const NamedStudy> studies) {
   return text;
 }
 
-std::string latex(std::span<const NamedStudy> studies) {
+std::string ScalingReport::latex() const {
   std::string text = "% needs \\usepackage{booktabs}\n";
-  for (const Printed& table : printed(studies)) {
+  for (const Printed& table : printed_) {
     if (table.rows.size() < 2) {
       text += fmt::format("% {}: {}\n", table.title, table.text);
       continue;
@@ -293,20 +296,13 @@ std::string latex(std::span<const NamedStudy> studies) {
   return text;
 }
 
-std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
+std::map<std::string, std::string> ScalingReport::plots() const {
   std::map<std::string, std::string> files;
-  std::vector<Series> series;
-  for (const NamedStudy& study : studies) {
-    for (ScalingTable& table : tabulate(study.samples)) {
-      std::string name = title(study, table);
-      series.emplace_back(std::move(name), std::move(table));
-    }
-  }
-  for (std::size_t i = 0; i < series.size(); ++i) {
+  for (std::size_t i = 0; i < series_.size(); ++i) {
     std::string data = "# ranks speed_up low high efficiency_percent low high";
     for (const std::string_view part : kStepParts) data += fmt::format(" {}_ms", part);
     data += "\n";
-    for (const ScalingRow& row : series[i].second.rows) {
+    for (const ScalingRow& row : series_[i].table.rows) {
       data += std::to_string(row.ranks);
       for (const auto& [e, factor] : {std::pair(row.speed_up, 1.0), std::pair(row.efficiency, 100.0)}) {
         // A single run has no interval: the bar shrinks to the point.
@@ -319,16 +315,16 @@ std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
     }
     files[fmt::format("series-{}.dat", i)] = std::move(data);
   }
-  const std::int64_t least = series.front().second.rows.front().ranks;
-  files["speed_up.gp"] = script("speed_up", rank_tics(series) +
+  const std::int64_t least = series_.front().table.rows.front().ranks;
+  files["speed_up.gp"] = script("speed_up", rank_tics(series_) +
                                                 "set ylabel \"speed-up (bars: 95 % intervals)\"\nset "
                                                 "logscale y 2\nset key left top Left reverse\n" +
-                                                plot_lines(series, fmt::format("x/{}.0", least), 2));
+                                                plot_lines(series_, fmt::format("x/{}.0", least), 2));
   files["efficiency.gp"] =
-      script("efficiency", rank_tics(series) +
+      script("efficiency", rank_tics(series_) +
                                "set ylabel \"efficiency in % (bars: 95 % intervals)\"\nset yrange [0:115]\n"
                                "set key left bottom Left reverse\n" +
-                               plot_lines(series, "100", 5));
+                               plot_lines(series_, "100", 5));
   // One group of bars a series, next to each other.
   std::string bars =
       "set ylabel \"ms a step\"\nset xlabel \"ranks\"\nset style data histograms\n"
@@ -337,8 +333,8 @@ std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
   const std::array<std::string_view, kStepParts.size()> colours{"#56b4e9", "#0072b2", "#d55e00", "#e69f00",
                                                                 "#009e73", "#cc79a7", "#bbbbbb"};
   bars += "plot ";
-  for (std::size_t i = 0; i < series.size(); ++i) {
-    bars += fmt::format("{}newhistogram \"{}\"", i == 0 ? "" : ", \\\n  ", for_gnuplot(series[i].first));
+  for (std::size_t i = 0; i < series_.size(); ++i) {
+    bars += fmt::format("{}newhistogram \"{}\"", i == 0 ? "" : ", \\\n  ", for_gnuplot(series_[i].title));
     for (std::size_t p = 0; p < kStepParts.size(); ++p) {
       bars += fmt::format(", \\\n  \"series-{}.dat\" using {}:xtic(1) linecolor rgb \"{}\" {}", i, 8 + p,
                           colours[p], i == 0 ? fmt::format("title \"{}\"", kStepParts[p]) : "notitle");
@@ -348,7 +344,7 @@ std::map<std::string, std::string> plots(std::span<const NamedStudy> studies) {
   return files;
 }
 
-std::string html(std::span<const NamedStudy> studies, const std::map<std::string, std::string>& pictures) {
+std::string ScalingReport::html(const std::map<std::string, std::string>& pictures) const {
   std::string page =
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Scaling "
       "study</title>\n<style>\n"
@@ -356,7 +352,7 @@ std::string html(std::span<const NamedStudy> studies, const std::map<std::string
       "table { border-collapse: collapse; margin: 1em 0; }\n"
       "td, th { padding: 0.25em 0.8em; text-align: right; border-bottom: 1px solid #ddd; }\n"
       "svg { max-width: 100%; height: auto; }\n</style>\n</head>\n<body>\n<h1>Scaling study</h1>\n";
-  for (const Printed& table : printed(studies)) {
+  for (const Printed& table : printed_) {
     page += fmt::format("<h2>{}</h2>\n<p>{}</p>\n", for_html(table.title), for_html(table.text));
     if (table.rows.size() < 2) continue;
     page += "<table>\n";

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include <lockstep/base/random.hpp>
 #include <lockstep/scaling/statistics.hpp>
@@ -22,8 +23,14 @@ double middle_of(std::span<double> values) {
   return (*middle + *std::max_element(values.begin(), middle)) / 2;
 }
 
-/// Medians of values drawn with replacement.
-std::vector<double> resampled_medians(std::span<const double> values, unsigned seed) {
+}  // namespace
+
+double median(std::vector<double> values) {
+  return middle_of(values);
+}
+
+std::vector<double> bootstrap_medians(std::span<const double> values, unsigned seed) {
+  if (values.size() < 2) return {};
   constexpr std::uint32_t kThisUse = 0x5ca1e;
   std::vector<double> drawn(values.size());
   std::vector<double> medians(kResamples);
@@ -38,31 +45,25 @@ std::vector<double> resampled_medians(std::span<const double> values, unsigned s
   return medians;
 }
 
-Estimate with_interval(double value, std::vector<double> resampled) {
-  std::ranges::sort(resampled);
+Estimate with_interval(double value, std::vector<double> bootstrapped) {
+  if (bootstrapped.empty()) return {value, kNaN, kNaN};
+  std::ranges::sort(bootstrapped);
   const auto at = [&](double share) {
-    return resampled[static_cast<std::size_t>(std::lround(share * (kResamples - 1)))];
+    const auto last = static_cast<double>(bootstrapped.size() - 1);
+    return bootstrapped[static_cast<std::size_t>(std::lround(share * last))];
   };
   return {value, at(0.025), at(0.975)};
 }
 
-}  // namespace
-
-double median(std::vector<double> values) {
-  return middle_of(values);
-}
-
 Estimate estimate_median(std::span<const double> values, unsigned seed) {
-  const double value = median({values.begin(), values.end()});
-  if (values.size() < 2) return {value, kNaN, kNaN};
-  return with_interval(value, resampled_medians(values, seed));
+  return with_interval(median({values.begin(), values.end()}), bootstrap_medians(values, seed));
 }
 
 Estimate estimate_ratio(std::span<const double> of, std::span<const double> to, unsigned seed) {
   const double value = median({of.begin(), of.end()}) / median({to.begin(), to.end()});
-  if (of.size() < 2 || to.size() < 2) return {value, kNaN, kNaN};
-  std::vector<double> ratios = resampled_medians(of, seed);
-  const std::vector<double> below = resampled_medians(to, seed + 1);
+  std::vector<double> ratios = bootstrap_medians(of, seed);
+  const std::vector<double> below = bootstrap_medians(to, seed + 1);
+  if (ratios.empty() || below.empty()) return with_interval(value, {});
   for (std::size_t i = 0; i < ratios.size(); ++i) ratios[i] /= below[i];
   return with_interval(value, std::move(ratios));
 }

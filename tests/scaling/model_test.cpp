@@ -13,8 +13,13 @@ namespace {
 std::array<double, kStepParts.size()> law(std::int64_t ranks, std::int64_t micro_batches) {
   const auto n = static_cast<double>(ranks);
   const double most = std::ceil(static_cast<double>(micro_batches) / n);
-  return {1e-5, 2e-3 * most, 1e-4 * std::log2(n) + 5e-4 * (n - 1) / n, 5e-5 * std::sqrt(2 * std::log(n)),
-          4e-4 + 1e-3 / n, 0, 2e-5};
+  return {1e-5,
+          2e-3 * most,
+          1e-4 * std::log2(n) + 5e-4 * (n - 1) / n,
+          5e-5 * std::sqrt(2 * std::log(n)),
+          4e-4 + 1e-3 / n,
+          0,
+          2e-5};
 }
 
 std::vector<ScalingSample> samples_of(std::vector<std::int64_t> rank_counts, double noise) {

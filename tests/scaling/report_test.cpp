@@ -70,20 +70,20 @@ TEST_CASE("another digest among runs of one batch size is told") {
   CHECK(!tabulate(samples)[0].same_bits);
   CHECK(tabulate(samples)[1].same_bits);
   const std::vector<NamedStudy> studies{{"a", samples}};
-  CHECK(markdown(studies).find("DIFFERENT BITS") != std::string::npos);
+  CHECK(ScalingReport(studies).markdown().find("DIFFERENT BITS") != std::string::npos);
 }
 
 TEST_CASE(
     "tables, plots and the page hold what was measured, and nothing that their languages would misread") {
   const std::vector<NamedStudy> studies{{"my_study", known()}, {"50% \"other\"", known()}};
-  const std::string md = markdown(studies);
+  const std::string md = ScalingReport(studies).markdown();
   CHECK(md.find("## my_study, strong scaling") != std::string::npos);
   CHECK(md.find("| 4 | 2 | 40.00 [39.60, 40.40] | 2.50 [2.4") != std::string::npos);
-  const std::string tex = latex(studies);
+  const std::string tex = ScalingReport(studies).latex();
   CHECK(tex.find("my\\_study") != std::string::npos);
   CHECK(tex.find("50\\% ") != std::string::npos);
   CHECK(tex.find("efficiency in \\% [95 \\%]") != std::string::npos);
-  const auto files = plots(studies);
+  const auto files = ScalingReport(studies).plots();
   for (const char* const name :
        {"speed_up.gp", "efficiency.gp", "parts.gp", "series-0.dat", "series-3.dat"}) {
     CAPTURE(name);
@@ -92,7 +92,8 @@ TEST_CASE(
   CHECK(files.at("series-0.dat").find("\n4 2.5 ") != std::string::npos);
   CHECK(files.at("efficiency.gp").find("ideal") != std::string::npos);
   CHECK(files.at("speed_up.gp").find("50% 'other', weak") != std::string::npos);
-  const std::string page = html(studies, {{"speed_up", "<?xml version=\"1.0\"?>\n<svg>picture</svg>"}});
+  const std::string page =
+      ScalingReport(studies).html({{"speed_up", "<?xml version=\"1.0\"?>\n<svg>picture</svg>"}});
   CHECK(page.find("<svg>picture</svg>") != std::string::npos);
   CHECK(page.find("<?xml") == std::string::npos);
   CHECK(page.find("&lt;node_1&gt;") != std::string::npos);
@@ -101,7 +102,7 @@ TEST_CASE(
 
 TEST_CASE("a report predicts from a law that was checked, and else says why not") {
   // Three numbers of ranks that no law of these parts fits: 2 ranks take as long in all as 1.
-  const std::string odd = markdown(std::vector<NamedStudy>{{"odd", known()}});
+  const std::string odd = ScalingReport({{"odd", known()}}).markdown();
   CHECK(odd.find("a law that has not seen these ranks") != std::string::npos);
   CHECK(odd.find("No prediction: a law that has not seen ") != std::string::npos);
   std::vector<ScalingSample> plain;
@@ -112,21 +113,21 @@ TEST_CASE("a report predicts from a law that was checked, and else says why not"
     plain.push_back(s);
   }
   const std::vector<NamedStudy> studies{{"plain", plain}};
-  const std::string md = markdown(studies);
+  const std::string md = ScalingReport(studies).markdown();
   CHECK(md.find("Worst error 0.0 %.") != std::string::npos);
   CHECK(md.find("| 16 | 8.000 | 100.0 | compute | 16 |") != std::string::npos);
   CHECK(md.find("| 256 | 1.000 | 50.0 | ranks without a micro-batch, from 129 on | 256 |") !=
         std::string::npos);
   CHECK(md.find("| 8192 |") != std::string::npos);
-  CHECK(latex(studies).find("8192 & ") != std::string::npos);
-  CHECK(html(studies, {}).find("<td>8192</td>") != std::string::npos);
+  CHECK(ScalingReport(studies).latex().find("8192 & ") != std::string::npos);
+  CHECK(ScalingReport(studies).html({}).find("<td>8192</td>") != std::string::npos);
 }
 
 TEST_CASE("two studies stand side by side where both have runs") {
   auto slower = known();
   for (ScalingSample& s : slower) s.step_seconds *= 1.5;
   std::erase_if(slower, [](const ScalingSample& s) { return s.ranks == 4 || s.mode == ScalingMode::weak; });
-  const std::string md = markdown(std::vector<NamedStudy>{{"a", known()}, {"b", slower}});
+  const std::string md = ScalingReport({{"a", known()}, {"b", slower}}).markdown();
   CHECK(md.find("## b beside a, strong scaling") != std::string::npos);
   CHECK(md.find("| 2 | 50.00 | 75.00 | 1.500 [1.4") != std::string::npos);
   CHECK(md.find("beside a, weak") == std::string::npos);

@@ -44,17 +44,17 @@ struct ScalingFit {
   std::string refusal = {};  ///< why nothing may be predicted; empty where it may
 };
 
-/// Fits the medians over repeats, by their relative errors. Refuses to predict from less than three numbers of
-/// ranks, from samples of several micro-batch sizes, or where a number of ranks that was held out is missed by
-/// more than 10 %.
+/// Fits the medians over repeats, by their relative errors. Refuses to predict from less than three numbers
+/// of ranks, from samples of several micro-batch sizes, or where a number of ranks that was held out is
+/// missed by more than 10 %.
 ScalingFit fit_scaling(std::span<const ScalingSample> samples);
 
 struct ScalingPrediction {
   std::int64_t ranks = 1;
   double step_seconds = 0;
-  double efficiency = 0;     ///< beside the smallest number of ranks that was measured, as in the tables
-  std::string limit = {};    ///< the part of the step that costs most of it, or what else does
-  std::int64_t batch = 0;    ///< global batch from which on 80 % of a step is compute at so many ranks
+  double efficiency = 0;   ///< beside the smallest number of ranks that was measured, as in the tables
+  std::string limit = {};  ///< the part of the step that costs most of it, or what else does
+  std::int64_t batch = 0;  ///< global batch from which on 80 % of a step is compute at so many ranks
 };
 
 /// From the largest number of ranks measured on, doubling, to 8,192; of one mode. `global_batch` is that of

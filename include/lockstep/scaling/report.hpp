@@ -40,16 +40,44 @@ struct NamedStudy {
   std::vector<ScalingSample> samples;
 };
 
-/// Tables for pasting: of each study, what a law predicts from it (see fit_scaling) or why nothing may be
-/// predicted, and of studies after the first how long their steps take beside the first's.
-std::string markdown(std::span<const NamedStudy> studies);
-std::string latex(std::span<const NamedStudy> studies);
+/// What there is to say of one study, or of several side by side. Made once, as the intervals take a while.
+class ScalingReport {
+ public:
+  /// At least one study, each with samples.
+  explicit ScalingReport(std::vector<NamedStudy> studies);
 
-/// What gnuplot is to run, and the data it reads: texts of files by their names. Each script `NAME.gp` writes
-/// NAME.svg and NAME.png into the folder it runs in.
-std::map<std::string, std::string> plots(std::span<const NamedStudy> studies);
+  /// Tables for pasting: of each study, what a law predicts from it (see fit_scaling) or why nothing may be
+  /// predicted, and of studies after the first how long their steps take beside the first's.
+  std::string markdown() const;
+  std::string latex() const;
 
-/// One page that needs nothing else: `pictures` are the texts of SVG files, by name.
-std::string html(std::span<const NamedStudy> studies, const std::map<std::string, std::string>& pictures);
+  /// What gnuplot is to run, and the data it reads: texts of files by their names. Each script `NAME.gp`
+  /// writes NAME.svg and NAME.png into the folder it runs in.
+  std::map<std::string, std::string> plots() const;
+
+  /// One page that needs nothing else: `pictures` are the texts of SVG files, by name.
+  std::string html(const std::map<std::string, std::string>& pictures) const;
+
+ private:
+  /// A table as it is printed: its first row is the head. Without rows it is its text alone.
+  struct Printed {
+    std::string title;
+    std::string text;
+    std::vector<std::vector<std::string>> rows;
+  };
+  /// One mode of one study.
+  struct Series {
+    std::string title;
+    ScalingTable table;
+  };
+
+  void add_model(const NamedStudy& study, std::span<const Series> series);
+  void add_comparison(const NamedStudy& first, const NamedStudy& other);
+  static std::string rank_tics(std::span<const Series> series);
+  static std::string plot_lines(std::span<const Series> series, std::string_view ideal, int value_column);
+
+  std::vector<Series> series_;
+  std::vector<Printed> printed_;
+};
 
 }  // namespace lockstep

@@ -15,8 +15,14 @@ struct Estimate {
   double high = 0;
 };
 
-/// The median, its interval by bootstrap: of the medians of as many values drawn with replacement, 1,000
-/// times, the 2.5th and 97.5th percentile. The draws follow from `seed` alone.
+/// Medians of as many values drawn with replacement, 1,000 times; empty for fewer than two values. The draws
+/// follow from `seed` alone.
+std::vector<double> bootstrap_medians(std::span<const double> values, unsigned seed);
+
+/// `value` with what lies between the 2.5th and the 97.5th percentile of `bootstrapped`.
+Estimate with_interval(double value, std::vector<double> bootstrapped);
+
+/// The median with its interval by bootstrap.
 Estimate estimate_median(std::span<const double> values, unsigned seed);
 
 /// The median of `of` over that of `to`, with the same kind of interval; both are drawn anew.

@@ -96,6 +96,33 @@ TEST_CASE("a prediction says what limits, and the batch that would help") {
   }
 }
 
+TEST_CASE("a number of ranks that is held out is predicted by a law that has not seen it") {
+  const auto all = samples_of({1, 2, 4, 8}, 0.05);
+  const ScalingFit fit = fit_scaling(all);
+  CHECK(fit.held_out.size() == 8);
+  for (const ScalingFit::HeldOut& held : fit.held_out) {
+    CAPTURE(held.ranks);
+    auto others = all;
+    std::erase_if(others, [&](const ScalingSample& s) { return s.ranks == held.ranks; });
+    const std::int64_t batch = held.mode == ScalingMode::strong ? 2048 : 256 * held.ranks;
+    CHECK(held.predicted == fit_scaling(others).model.step_seconds(held.ranks, batch));
+    CHECK(held.predicted != fit.model.step_seconds(held.ranks, batch));
+  }
+}
+
+TEST_CASE("no term of a law is negative, whatever the samples say") {
+  auto samples = samples_of({1, 2, 4, 8}, 0);
+  for (ScalingSample& s : samples) {
+    // The update takes longer with more ranks, and a reduction gets ever faster: no sum of the terms does so.
+    s.part_seconds[static_cast<std::size_t>(StepPart::update)] = 1e-3 * static_cast<double>(s.ranks);
+    s.part_seconds[static_cast<std::size_t>(StepPart::reduction)] = 1e-3 / static_cast<double>(s.ranks);
+  }
+  const ScalingFit fit = fit_scaling(samples);
+  for (const auto& part : fit.model.coefficients) {
+    for (const double coefficient : part) CHECK(coefficient >= 0);
+  }
+}
+
 TEST_CASE("what cannot be checked, or fails the check, is not predicted from") {
   CHECK(fit_scaling(samples_of({1, 2}, 0)).refusal.find("it has 2 numbers of ranks") == 0);
   auto mixed = samples_of({1, 2, 4}, 0);

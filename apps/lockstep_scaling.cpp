@@ -5,7 +5,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
+#include <optional>
 #include <set>
+#include <span>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -107,6 +109,8 @@ std::string default_launcher() {
 struct RunOptions {
   StudyPlan plan;
   std::string out;
+  std::optional<std::int64_t> only;  ///< this run of the study alone, by its place
+  bool job_array = false;            ///< print a batch script instead
 };
 
 /// The program of this name beside this one, or the one that a shell would find.
@@ -124,6 +128,7 @@ RunOptions parse_run(int argc, const char* const* argv, const std::string& self,
   std::string launcher = default_launcher();
   std::string train = beside(self, "lockstep-train");
   std::string config;
+  std::int64_t only = -1;
   po::options_description all("Options of run");
   all.add_options()("out", po::value(&o.out), "folder of the study: samples, reports and logs of all runs")(
       "ranks", po::value(&ranks), "numbers of ranks, as 1,2,4")("mode", po::value(&mode)->default_value(mode),
@@ -136,7 +141,10 @@ RunOptions parse_run(int argc, const char* const* argv, const std::string& self,
                                                "of lockstep-train: a file of `name = value` lines")(
       "launcher", po::value(&launcher)->default_value(launcher),
       "words that start an MPI program, without the number of ranks")(
-      "train", po::value(&train)->default_value(train), "the training program")("help", "this text");
+      "train", po::value(&train)->default_value(train), "the training program")(
+      "job_array", po::bool_switch(&o.job_array),
+      "run nothing; print a script for sbatch in which each run is a job of an array")(
+      "only", po::value(&only), "one run by its place, from 0: for jobs of an array")("help", "this text");
   // A config is for the training program: the study's own options come from the command line alone.
   std::vector<const char*> own(argv, dashes);
   for (const char*& word : own) {
@@ -169,6 +177,15 @@ RunOptions parse_run(int argc, const char* const* argv, const std::string& self,
   } else {
     throw UsageError(fmt::format("--mode {} is none; give strong, weak or both", mode));
   }
+  if (values.count("only") != 0) {
+    const std::int64_t most =
+        static_cast<std::int64_t>(o.plan.modes.size() * o.plan.ranks.size()) * o.plan.repeats;
+    if (only < 0 || only >= most) {
+      throw UsageError(fmt::format("--only {} is out of range; the study has runs 0 to {}", only, most - 1));
+    }
+    o.only = only;
+  }
+  if (o.job_array && values["launcher"].defaulted()) launcher = "srun";
   o.plan.launch = launch_words(launcher);
   o.plan.train = {train};
   if (!config.empty()) {
@@ -212,6 +229,36 @@ void take_plan(Directory& out, const std::string& plan) {
   }
 }
 
+/// As a shell reads it back.
+std::string shell_quoted(const std::string& word) {
+  std::string result = "'";
+  for (const char c : word) result += c == '\'' ? "'\\''" : std::string(1, c);
+  return result + "'";
+}
+
+/// A batch script that runs the study `argv` (of `run`) as an array, one job after the other, so that repeats
+/// still take turns.
+std::string job_array(const RunOptions& o, const std::string& self, int argc, const char* const* argv) {
+  std::string words = shell_quoted(self) + " run --only \"$SLURM_ARRAY_TASK_ID\" --launcher " +
+                      shell_quoted(fmt::format(
+                          "{}", fmt::join(std::span(o.plan.launch).first(o.plan.launch.size() - 1), " ")));
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == "--job_array") continue;
+    if (word == "--launcher") {
+      ++i;
+      continue;
+    }
+    words += " " + shell_quoted(argv[i]);
+  }
+  return fmt::format(
+      "#!/bin/bash\n#SBATCH --job-name=lockstep-scaling\n#SBATCH --ntasks={}\n#SBATCH --exclusive\n"
+      "#SBATCH --array=0-{}%1\n#SBATCH --output=%x-%A_%a.out\n"
+      "# Samples and the report come when all are through: the same `lockstep-scaling run` with this launcher.\n"
+      "exec {}\n",
+      o.plan.ranks.back(), interleaved(o.plan).size() - 1, words);
+}
+
 void run_study(const RunOptions& o) {
   PosixFileSystem files;
   const SystemClock clock;
@@ -224,6 +271,7 @@ void run_study(const RunOptions& o) {
   std::size_t done = 0;
   for (const StudyRun& run : all) {
     ++done;
+    if (o.only && static_cast<std::int64_t>(done) != *o.only + 1) continue;
     if (runs->exists(run.name() + ".sample.json")) continue;
     const std::string report = (runs->path() / (run.name() + ".report.json")).string();
     const auto words = command_of(o.plan, run, report);
@@ -254,6 +302,7 @@ void run_study(const RunOptions& o) {
                   .c_str());
     std::fflush(stdout);
   }
+  if (o.only) return;
   write_samples(*out, load_samples(*runs));
   std::puts(fmt::format("{} samples in {}; now: lockstep-scaling report {}", all.size(),
                         (out->path() / "samples.csv").string(), o.out)
@@ -359,6 +408,7 @@ int run(int argc, char** argv) {
   if (command == "run") {
     std::string help;
     const RunOptions options = parse_run(argc - 1, argv + 1, argv[0], help);
+    if (options.job_array && help.empty()) help = job_array(options, argv[0], argc - 1, argv + 1);
     if (help.empty()) {
       run_study(options);
     } else {

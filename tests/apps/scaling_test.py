@@ -12,7 +12,7 @@ from harness import EndToEnd
 FAKE = """#!/usr/bin/python3
 import json, pathlib, sys
 words = sys.argv[1:]
-ranks = int(words[words.index("-np") + 1])
+ranks = int(words[words.index("-np" if "-np" in words else "-n") + 1])
 given = {name: words[words.index("--" + name) + 1] for name in ("report", "global_batch", "last_step")}
 with open(pathlib.Path(__file__).with_name("asked"), "a") as asked:
     print(ranks, given["global_batch"], file=asked)
@@ -146,6 +146,31 @@ class Scaling(EndToEnd):
         self.assertEqual(ended.code, 0, ended)
         self.assertIn("warning: there is no plot efficiency", ended.err)
         self.assertIn("<table>", (self.study / "report" / "report.html").read_text())
+
+    def test_job_array(self):
+        """The script that is printed, run as Slurm would: each job makes one sample."""
+        srun = self.folder / "srun"
+        srun.write_text(FAKE)
+        srun.chmod(0o755)
+        words = ["run", "--out", self.study, "--ranks", "1,2", "--global_batch", 64, "--repeats", 2, "--launcher", srun,
+                 "--", "--data_dir", "it's"]
+        printed = harness.execute(harness.EVAL, *words[:1], "--job_array", *words[1:])
+        self.assertEqual(printed.code, 0, printed)
+        self.assertFalse(self.study.exists())
+        self.assertIn("#SBATCH --array=0-3%1\n", printed.out)
+        self.assertIn("#SBATCH --ntasks=2\n", printed.out)
+        script = self.folder / "array.sbatch"
+        script.write_text(printed.out)
+        for task in (2, 0, 3, 1):
+            ended = harness.execute("env", f"SLURM_ARRAY_TASK_ID={task}", "bash", script)
+            self.assertEqual(ended.code, 0, ended)
+        self.assertEqual(self.asked(), ["2 64", "1 64", "1 64", "2 64"])
+        # All is there: the study only collects.
+        self.assertEqual(self.scaling(*words).code, 0)
+        self.assertEqual(len(self.asked()), 4)
+        self.assertEqual(len(self.samples()), 4)
+        self.assertIn("'", json.loads((self.study / "study.json").read_text())["train"][-1])
+        self.assertEqual(self.scaling(*words[:1], "--only", 4, *words[1:]).code, 64)
 
     def test_probe(self):
         place = self.folder / "place"

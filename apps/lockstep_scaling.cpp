@@ -254,7 +254,8 @@ std::string job_array(const RunOptions& o, const std::string& self, int argc, co
   return fmt::format(
       "#!/bin/bash\n#SBATCH --job-name=lockstep-scaling\n#SBATCH --ntasks={}\n#SBATCH --exclusive\n"
       "#SBATCH --array=0-{}%1\n#SBATCH --output=%x-%A_%a.out\n"
-      "# Samples and the report come when all are through: the same `lockstep-scaling run` with this launcher.\n"
+      "# Samples and the report come when all are through: the same `lockstep-scaling run` with this "
+      "launcher.\n"
       "exec {}\n",
       o.plan.ranks.back(), interleaved(o.plan).size() - 1, words);
 }

@@ -60,8 +60,9 @@ ScalingSample sample_of_report(std::string_view text) {
     const json& seconds = parts.at("seconds");
     const auto of = [&](const char* name) { return seconds.value(name, 0.0); };
     const double wait = std::min(parts.at("wait_chief").get<double>(), of("reduce"));
-    sample.part_seconds = {of("data"),          of("compute"), of("reduce") - wait,
-                           wait + of("finish"), of("update"),  of("checkpoint_saver")};
+    sample.part_seconds = {of("data"),          of("compute"),
+                           of("reduce") - wait, of("begin") + wait + of("finish"),
+                           of("update"),        of("checkpoint_saver")};
     double known = 0;
     for (const double part : sample.part_seconds) known += part;
     sample.part_seconds.back() = std::max(0.0, sample.step_seconds - known);

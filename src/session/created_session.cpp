@@ -277,7 +277,10 @@ void CreatedSession::contribute_nothing() {
 std::span<float> CreatedSession::begin_micro_batch() {
   if (abstains_)
     throw UsageError("begin_micro_batch() after contribute_nothing(); a rank does one or the other");
-  const std::span<float> gradients = in_contact([&] { return reducer_->begin_micro_batch(); });
+  const std::span<float> gradients = [&] {
+    const auto phase = ground_.trace.phase("begin");
+    return in_contact([&] { return reducer_->begin_micro_batch(); });
+  }();
   // Not every step has something to add to buffers.
   std::ranges::fill(gradients.subspan(state_.parameter_elements(), state_.buffers().size()), 0.0F);
   return gradients;

@@ -14,8 +14,9 @@ enum class ScalingMode { strong, weak };
 
 std::string_view to_string(ScalingMode mode);
 
-/// Where the time of a step goes, on the chief. `imbalance` is what it waits for others: to come to the
-/// reduction, and to end their update. `other` is what remains of the whole.
+/// Where the time of a step goes, on the chief. `imbalance` is what it waits for others: to have read the sum
+/// of the step before, to come to the reduction, and to end their update. `other` is what remains of the
+/// whole.
 enum class StepPart { data, compute, reduction, imbalance, update, save, other };
 inline constexpr std::array<std::string_view, 7> kStepParts{"data",   "compute", "reduction", "imbalance",
                                                             "update", "save",    "other"};

@@ -72,6 +72,22 @@ class LyingFile final : public ReadableFile {
 
 }  // namespace
 
+TEST_CASE("one of several that have a directory open keeps the others out, until it ends that or goes") {
+  const Scratch scratch;
+  PosixFileSystem files;
+  auto first = files.open_directory(scratch.path());
+  const auto second = files.open_directory(scratch.path());
+  CHECK(first->try_exclude());
+  CHECK_FALSE(second->try_exclude());
+  first->end_exclusion();
+  CHECK(second->try_exclude());
+  CHECK_FALSE(first->try_exclude());
+  second->end_exclusion();
+  CHECK(first->try_exclude());
+  first.reset();
+  CHECK(second->try_exclude());
+}
+
 TEST_CASE("what was written is read back, whole and in parts") {
   const Scratch scratch;
   const auto directory = PosixFileSystem().open_directory(scratch.path());

@@ -292,7 +292,7 @@ TEST_CASE("the claim of a newcomer that died on the way does not block the next"
 }
 
 /// Lets other newcomers run at one chosen call on the disk, in the middle of the first one's attempt.
-class InterruptedDirectory final : public Directory {
+class InterruptedDirectory : public Directory {
  public:
   InterruptedDirectory(std::shared_ptr<Directory> inner, long at, std::function<void()> interruption)
       : inner_(std::move(inner)), at_(at), interruption_(std::move(interruption)) {}
@@ -338,6 +338,35 @@ class InterruptedDirectory final : public Directory {
   std::function<void()> interruption_;
   long calls_ = 0;
 };
+
+TEST_CASE("what cannot be read just now gives no token a second time") {
+  class Unreadable final : public InterruptedDirectory {
+   public:
+    explicit Unreadable(std::shared_ptr<Directory> inner)
+        : InterruptedDirectory(std::move(inner), 0, [] {}) {}
+    std::unique_ptr<ReadableFile> open(const std::string& name) override {
+      if (name.ends_with(".h5")) throw FileError("read", name, EIO);
+      return InterruptedDirectory::open(name);
+    }
+  };
+  const auto directory = std::make_shared<MemoryDirectory>();
+  CHECK(test::Job(directory, {}, 7).save_as_owner(3).ok());
+  FakeClock clock;
+  InlineExecutor executor;
+  FakeIdentity me;
+  const auto token = [&] {
+    return DirectoryLock(std::make_shared<Unreadable>(directory), clock, executor, {}, me).token();
+  };
+  CHECK(token() == 8);  // the state file knows
+  directory->remove("checkpoint.json");
+  CHECK(token() > 8);
+  const auto key = std::make_shared<const MacKey>(std::vector<std::byte>(32, std::byte{1}));
+  // With a key what was not signed knows nothing.
+  CHECK(test::Job(directory, {}, 7).save_as_owner(4).ok());
+  CHECK(
+      DirectoryLock(std::make_shared<Unreadable>(directory), clock, executor, {}, me, {.key = key}).token() >
+      9);
+}
 
 TEST_CASE("of two newcomers exactly one wins, wherever the other one comes in between") {
   enum class Before { free, dead, garbage };

@@ -209,6 +209,28 @@ TEST_CASE(
   CHECK(checkpoint_exists(files, name_of(2)));
 }
 
+TEST_CASE(
+    "nothing is acknowledged in a directory that is not at its path any more, and all is well once it is") {
+  const Scratch scratch;
+  PosixFileSystem files;
+  const auto run = scratch.path() / "run";
+  const auto away = scratch.path() / "away";
+  Job job(files.create_directory(run));
+  CHECK(job.save(1).ok());
+  std::filesystem::rename(run, away);
+  const SaveResult moved = job.save(2);
+  CHECK_FALSE(moved.ok());
+  CHECK(moved.message.find("moved or removed") != std::string::npos);
+  std::filesystem::create_directory(run);  // as when another disk is mounted there
+  CHECK_FALSE(job.save(3).ok());
+  CHECK(std::filesystem::is_empty(run));
+  CHECK(steps_in(*files.open_directory(away)) == Steps{1});
+  std::filesystem::remove(run);
+  std::filesystem::rename(away, run);
+  CHECK(job.save(4).ok());
+  CHECK(steps_in(*files.open_directory(run)) == Steps{1, 4});
+}
+
 // TF: CheckpointState.testCheckpointExists
 TEST_CASE("a checkpoint exists when it is there and whole") {
   const Scratch scratch;

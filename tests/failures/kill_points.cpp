@@ -1,9 +1,6 @@
 // Kills a job at every call that changes its folder, and looks at what is left.
 //
 //   kill_points [--size full]
-//
-// The folder is the chief's alone, so that its calls are the same at any number of ranks: unless all are
-// asked for, only every third is tried at two and at four.
 
 #include <cerrno>
 #include <csignal>
@@ -30,13 +27,12 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool
   for (const Scenario& scenario : scenarios()) {
     const std::string calls = sweep.rehearse(scenario);
     const long count = static_cast<long>(calls.size());
-    const long stride = full || scenario.job.ranks % 2 == 1 ? 1 : 3;
-    for (long at = 1; at <= count; at += stride) {
+    for (long at = 1; at <= count; ++at) {
       if (!sweep.mine()) continue;
       sweep.try_with(
           scenario, [&](Faults& faults) { faults.kill_at = at; }, judge);
     }
-    for (long at = 1; at <= count; at += stride) {
+    for (long at = 1; at <= count; ++at) {
       if (calls[static_cast<std::size_t>(at - 1)] != 'w' || !sweep.mine()) continue;
       sweep.try_with(
           scenario,
@@ -76,5 +72,5 @@ int main(int argc, char** argv) {
   const Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     return sweep(worker, workers, scratch, full);
   });
-  return report(totals, full ? 8000 : 2000);
+  return report(totals, full ? 12000 : 5000);
 }

@@ -13,16 +13,17 @@ import sys
 # name, source, text, replacement
 FAULTS = [
     # The saver.
-    ("data_not_synced", "checkpoint/saver.cpp", "  file->sync();\n", "  if (!PLANTED) file->sync();\n"),
+    ("data_not_synced", "checkpoint/image_file.cpp", "  file->sync();\n", "  if (!PLANTED) file->sync();\n"),
     ("name_not_synced", "checkpoint/saver.cpp", "  directory_->sync();\n  // Slept",
      "  if (!PLANTED) directory_->sync();\n  // Slept"),
     ("acknowledged_before_written", "checkpoint/saver.cpp", "    result.name = publish(stamp, nonce);\n",
      '    if (PLANTED) log_.info(fmt::format("saved checkpoint early (step {}, 0 bytes, 0 s)", step));\n'
      "    result.name = publish(stamp, nonce);\n"),
-    ("named_before_written", "checkpoint/saver.cpp", "    write(temporary, stamp);\n",
-     "    if (PLANTED) directory_->create(to_file_name(options_.basename, name))->close();\n    write(temporary, stamp);\n"),
-    ("failure_taken_for_success", "checkpoint/saver.cpp", "    log_.error(result.message);\n  }\n  {",
-     '    log_.error(result.message);\n    if (PLANTED) result.error = nullptr;\n  }\n  {'),
+    ("named_before_written", "checkpoint/saver.cpp", "    stamp.saved_at = clock_.wall_seconds();\n",
+     "    if (PLANTED) directory_->create(to_file_name(options_.basename, name))->close();\n"
+     "    stamp.saved_at = clock_.wall_seconds();\n"),
+    ("failure_taken_for_success", "checkpoint/saver.cpp", "  log_.error(result.message);\n}",
+     "  log_.error(result.message);\n  if (PLANTED) result.error = nullptr;\n}"),
     ("old_removed_before_new_is_named", "checkpoint/saver.cpp", "    check_owner();\n    written_.file =",
      "    if (PLANTED) {\n      for (const auto& record : state_.checkpoints) directory_->remove(record.file);\n    }\n"
      "    check_owner();\n    written_.file ="),
@@ -32,19 +33,19 @@ FAULTS = [
      "  if (PLANTED) image_.snapshot();\n  SaveResult result;\n  result.step = step;\n"),
     ("snapshot_while_writing", "checkpoint/saver.cpp", "  worker_->wait();\n  const Seconds started",
      "  if (!PLANTED) worker_->wait();\n  const Seconds started"),
-    ("step_off_by_one", "checkpoint/saver.cpp", "stamp = Stamp{step, token_,", "stamp = Stamp{step + (PLANTED ? 1 : 0), token_,"),
+    ("step_off_by_one", "checkpoint/saver.cpp", "Stamp stamp{step, token_,", "Stamp stamp{step + (PLANTED ? 1 : 0), token_,"),
     ("leftovers_are_checkpoints", "checkpoint/saver.cpp", "    if (!checkpoint && !entry.name.starts_with(\".probe.tmp.\") &&",
      "    if (!(PLANTED && parse_file_name(options_.basename, entry.name)) && !checkpoint && "
      "!entry.name.starts_with(\".probe.tmp.\") &&"),
-    ("a_piece_not_written", "checkpoint/saver.cpp", "    file->write(piece);\n",
+    ("a_piece_not_written", "checkpoint/image_file.cpp", "    file->write(piece);\n",
      "    file->write(PLANTED ? piece.first(piece.size() / 2) : piece);\n"),
     ("acknowledged_before_listed", "checkpoint/saver.cpp", "    const auto superseded = note_saved(result.name);\n",
      "    if (PLANTED) log_.info(result.message);\n    const auto superseded = note_saved(result.name);\n"),
     ("unlisted_name_not_looked_up", "checkpoint/saver.cpp", "  while (directory_->exists(to_file_name(options_.basename, name)))",
      "  while (!PLANTED && directory_->exists(to_file_name(options_.basename, name)))"),
     # The lock and the state file.
-    ("token_from_listing_alone", "checkpoint/lock.cpp", "  if (const auto known = read_state_file(*directory_).state) {",
-     "  if (const auto known = read_state_file(*directory_).state; known && !PLANTED) {"),
+    ("token_from_listing_alone", "checkpoint/lock.cpp", "  if (const auto& known = read.state) {",
+     "  if (const auto& known = read.state; known && !PLANTED) {"),
     ("dead_owner_respected", "checkpoint/lock.cpp", "    if (!lives) {", "    if (!lives && !PLANTED) {"),
     ("lock_left_behind", "checkpoint/lock.cpp", "    if (!is_ours()) return;\n    remove_if_there",
      "    if (PLANTED || !is_ours()) return;\n    remove_if_there"),
@@ -91,10 +92,10 @@ FAULTS = [
      "  if (told == outcomes.end() || (PLANTED && !mine)) return;\n"),
     ("no_final_save", "hooks/checkpoint_saver.cpp", "void CheckpointSaverHook::end(RunContext& context) {\n  save_and_wait(context);\n",
      "void CheckpointSaverHook::end(RunContext& context) {\n  if (!PLANTED) save_and_wait(context);\n"),
-    ("save_not_waited_for", "hooks/checkpoint_saver.cpp", "  save(context);\n  settle(context);\n}",
-     "  save(context);\n  if (!PLANTED) settle(context);\n}"),
-    ("restored_step_lost", "hooks/checkpoint_saver.cpp", "  if (saved_step_ == context.global_step() && !failure_) return;\n",
-     "  if (PLANTED || (saved_step_ == context.global_step() && !failure_)) return;\n"),
+    ("save_not_waited_for", "hooks/checkpoint_saver.cpp", "  settle(context);\n  if (broken)",
+     "  if (!PLANTED) settle(context);\n  if (broken)"),
+    ("restored_step_lost", "hooks/checkpoint_saver.cpp", "  if (shards_ ? !shards_failed_ : saved_step_ == context.global_step() && !failure_) return;\n",
+     "  if (PLANTED || (shards_ ? !shards_failed_ : saved_step_ == context.global_step() && !failure_)) return;\n"),
     # Waits.
     ("no_limit", "mpi/communicator.cpp", "    if (policy_.limit.count() > 0 && waited",
      "    if (!PLANTED && policy_.limit.count() > 0 && waited"),

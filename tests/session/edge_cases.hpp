@@ -75,10 +75,10 @@ TEST_CASE("timers, profiles and gathers of all ranks agree after a recovery, too
         });
         const auto by_steps = std::make_shared<Timed>(SecondOrStepTimer(std::nullopt, 2));
         const auto by_seconds = std::make_shared<Timed>(SecondOrStepTimer(2.5, std::nullopt));
-        options.hooks = {recorder,
-                         std::make_shared<ProfilerHook>(
-                             ProfilerHook::Options{.save_steps = 2, .output_dir = folder.path}),
-                         by_steps, by_seconds, std::make_shared<StopAtStepHook>(std::nullopt, 9)};
+        options.hooks = {
+            recorder,
+            std::make_shared<ProfilerHook>(ProfilerHook::Options{.save_steps = 2, .output_dir = folder.path}),
+            by_steps, by_seconds, std::make_shared<StopAtStepHook>(std::nullopt, 9)};
         MonitoredTrainingSession session(world, rank.state, options);
         const auto error = thrown([&] {
           session.train([&](StepContext& step) {

@@ -55,8 +55,9 @@ struct ShardedJob : Job {
     }
   }
 
-  SaveResult save_in_shards(std::int64_t step) {
+  SaveResult save_in_shards(std::int64_t step, float more = 0) {
     model.set(step);
+    model.state.parameters()[7] += more;
     const std::uint64_t nonce = next_nonce();
     for (const auto& writer : writers) writer->start(step, nonce);
     manager->start(step, {}, nonce);
@@ -164,6 +165,20 @@ TEST_CASE("any damage to a shard or its manifest, or a shard of another save, re
       directory.content(of_second[k]).swap(directory.content(of_second[(k + 1) % of_second.size()]));
     });
   }
+}
+
+TEST_CASE("a shard of another save of the same step is not taken for one") {
+  const auto directory = std::make_shared<MemoryDirectory>();
+  ShardedJob job(directory, {.max_to_keep = 0});
+  REQUIRE(job.save_in_shards(2).ok());
+  const SaveResult second = job.save_in_shards(2, 1);
+  CHECK(second.name == "ckpt-00000002-1.h5");
+  const auto mine = CheckpointFile(*directory, second.name).shards();
+  const auto other = CheckpointFile(*directory, "ckpt-00000002.h5").shards();
+  directory->content(mine[1]) = directory->content(other[1]);
+  CHECK_THROWS_AS(CheckpointFile(*directory, second.name), DataError);
+  Job next(directory);
+  CHECK(next.restore()->name == "ckpt-00000002.h5");
 }
 
 TEST_CASE("rotation and removal take the shards along, and no others") {

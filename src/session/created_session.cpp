@@ -134,9 +134,7 @@ CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool cou
     finish();
   }
   if (tally_.anyone_says(Says::error)) agree_on_failure();
-  if (tally_.anyone_says(Says::end_of_input)) {
-    return hear_end_of_input();
-  }
+  if (tally_.anyone_says(Says::end_of_input)) return hear_end_of_input();
   if (!tally_.agrees()) fail_in_disagreement();
   if (tally_.contributors() == 0) return {false, "end of input", "the step", StopCause::kAll};
   if (alone) {

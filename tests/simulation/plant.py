@@ -72,9 +72,9 @@ FAULTS = [
     ("step_advances_by_rank", "session/created_session.cpp", "state_.set_global_step(state_.global_step() + 1);",
      "state_.set_global_step(state_.global_step() + (PLANTED && rank() == 1 ? 2 : 1));"),
     ("errors_of_others_unheard", "session/created_session.cpp",
-     "  if (tally_.anyone_says(Says::error)) agree_on_failure();\n  if (tally_.anyone_says(Says::end_of_input)) {\n    const int who",
+     "  if (tally_.anyone_says(Says::error)) agree_on_failure();\n  if (tally_.anyone_says(Says::end_of_input)) return",
      "  if (!PLANTED && tally_.anyone_says(Says::error)) agree_on_failure();\n"
-     "  if (tally_.anyone_says(Says::end_of_input)) {\n    const int who"),
+     "  if (tally_.anyone_says(Says::end_of_input)) return"),
     ("sum_by_ranks", "session/created_session.cpp", "wanted == 0 ? ground.comm.size() : wanted;",
      "wanted == 0 || (PLANTED && wanted % ground.comm.size() == 0) ? ground.comm.size() : wanted;"),
     ("no_end", "session/recoverable_session.cpp", "      session_->end(recovers_);\n",

@@ -41,7 +41,7 @@ class MpiTransport final : public Transport {
   std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch) override;
   bool relax(std::uint64_t turn) override;
   void abandon() noexcept override { *abandoned_ = true; }
-  void leave() noexcept override { *left_ = true; }
+  void let_go() noexcept override { *left_ = true; }
   [[noreturn]] void abort(int code, std::string_view reason) override;
 
  private:

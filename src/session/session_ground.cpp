@@ -109,8 +109,8 @@ void SessionGround::on_chief(std::string_view what, std::string_view phase,
 
 void SessionGround::part() const noexcept {
   if (!topology) return;
-  topology->node.leave();
-  topology->column.leave();
+  topology->node.let_go();
+  topology->column.let_go();
 }
 
 void SessionGround::write_status(const char* status, std::optional<ExitCode> code,

@@ -70,7 +70,7 @@ class CountingTransport final : public Transport {
   std::shared_ptr<Transport> split(int color, int key) override {
     return std::make_shared<CountingTransport>(real_.split(color, key), count_, clock_);
   }
-  void leave() noexcept override { real_.leave(); }
+  void let_go() noexcept override { real_.let_go(); }
   std::shared_ptr<Transport> split_by_node() override {
     return std::make_shared<CountingTransport>(real_.split_by_node(), count_, clock_);
   }

@@ -182,7 +182,8 @@ struct Plan {
 
 class Listener final : public Log::Sink {
  public:
-  Listener(Machine& machine, Process& process) : machine_(machine), process_(process) {}
+  Listener(Machine& machine, Process& process, std::function<void()> made_again)
+      : machine_(machine), process_(process), made_again_(std::move(made_again)) {}
   void write(LogLevel level, std::string_view message) override {
     if (!process_.alive) return;
     machine_.note(fmt::format("{}{}", level == LogLevel::info ? "log: " : "LOG: ", message));
@@ -195,6 +196,7 @@ class Listener final : public Log::Sink {
     }
     if (level == LogLevel::error) last_error = message;
     if (message.starts_with("what hooks gathered")) ++left_out;
+    if (message.ends_with("is made again from the newest checkpoint")) made_again_();
   }
   std::string last_error;
   int left_out = 0;  ///< times that what hooks gathered was, since a rank had ended before it was asked
@@ -202,17 +204,19 @@ class Listener final : public Log::Sink {
  private:
   Machine& machine_;
   Process& process_;
+  std::function<void()> made_again_;
 };
 
 /// Looks at what every rank has after a restore, and where it stops.
 class Watcher final : public SessionRunHook {
  public:
   Watcher(Machine& machine, Process& process, const Expected& expected, std::vector<std::int64_t>& begun,
-          std::int64_t& newest_step, bool shards)
+          std::size_t& making, std::int64_t& newest_step, bool shards)
       : machine_(machine),
         process_(process),
         expected_(expected),
         begun_(begun),
+        making_(making),
         newest_step_(newest_step),
         shards_(shards) {}
   std::string_view name() const override { return "watcher"; }
@@ -220,6 +224,7 @@ class Watcher final : public SessionRunHook {
     if (!process_.alive) return;
     const std::int64_t step = context.global_step();
     if (!std::exchange(created_, true)) begun_.push_back(step);
+    making_ -= making_ > 0 ? 1 : 0;
     newest_step_ = std::max(newest_step_, step);
     check(context, "begins");
     if (step < machine_.acknowledged) {
@@ -253,6 +258,7 @@ class Watcher final : public SessionRunHook {
   Process& process_;
   const Expected& expected_;
   std::vector<std::int64_t>& begun_;
+  std::size_t& making_;
   std::int64_t& newest_step_;
   bool shards_;
   bool created_ = false;
@@ -480,6 +486,7 @@ class Run {
     struck_ = false;
     lost_at_ = -1;
     begun_.clear();
+    making_ = 0;
     newest_step_ = 0;
     ended_.assign(static_cast<std::size_t>(plan.ranks), -1);
     causes_.assign(static_cast<std::size_t>(plan.ranks), "");
@@ -531,8 +538,8 @@ class Run {
     machine_.time += lost_at_ >= 0 ? 0.02 : draw().chance(0.002) ? 0.05 : 1e-6;
     // MPI itself waits without a limit where it makes communicators and shared memory, which a session does
     // before it begins.
-    const bool too_early =
-        plan.fault == Fault::hang && plan.seconds == kForEver && begun_.size() < processes_.size();
+    const bool too_early = plan.fault == Fault::hang && plan.seconds == kForEver &&
+                           (begun_.size() < processes_.size() || making_ > 0);
     if (!struck_ && turns_ >= plan.at_turn && !too_early) strike(plan);
     if (lost_at_ < 0) {
       const auto dead =
@@ -634,7 +641,8 @@ class Run {
   /// What a program does on one rank; see run_program.
   void run_rank(Plan& plan, const Communicator& world) {
     Process& process = *processes_[static_cast<std::size_t>(world.rank())];
-    const auto listener = std::make_shared<Listener>(machine_, process);
+    const auto listener =
+        std::make_shared<Listener>(machine_, process, [this] { making_ = processes_.size(); });
     const auto end = [&](ExitCode code) { process.die(static_cast<int>(code)); };
     try {
       WaitPolicy policy;
@@ -644,7 +652,7 @@ class Run {
       const Communicator comm = world.with_policy(policy);
       Model model;
       const auto watcher =
-          std::make_shared<Watcher>(machine_, process, expected_, begun_, newest_step_, plan.shards);
+          std::make_shared<Watcher>(machine_, process, expected_, begun_, making_, newest_step_, plan.shards);
       const auto doer = std::make_shared<Doer>(machine_, process, plan.acts);
       const auto gatherer =
           std::make_shared<Gatherer>(machine_, std::max<std::int64_t>(1, plan.gather_every));
@@ -835,6 +843,7 @@ class Run {
   Outcome outcome_;
   std::vector<Process*> processes_;
   std::vector<std::int64_t> begun_;
+  std::size_t making_ = 0;  ///< ranks that have not made their session anew yet
   std::vector<std::int64_t> ended_;
   std::vector<std::string> causes_;  ///< why each rank stopped
   std::string text_;

@@ -63,8 +63,8 @@ FAULTS = [
     ("signals_of_workers_unheard", "session/hooked_session.cpp",
      "  if (const auto signal = config.signals->received()) ballot",
      "  if (const auto signal = config.signals->received(); signal && !(PLANTED && !ground_.comm.is_chief())) ballot"),
-    ("signal_heeded_alone", "session/hooked_session.cpp", "  if (tally.anyone_says(Says::save)) wants_save_ = false;\n",
-     "  if (tally.anyone_says(Says::save)) wants_save_ = false;\n"
+    ("signal_heeded_alone", "session/hooked_session.cpp", "    }\n  }\n  if (saver_) saver_->hear(tally);\n  heed_stops(tally);\n",
+     "    }\n  }\n  if (saver_) saver_->hear(tally);\n  heed_stops(tally);\n"
      "  if (PLANTED && ground_.config.signals->received()) set_stopping({.reason = \"mine\", .by = \"a signal\", "
      ".rank = 0, .step = global_step(), .early = true});\n"),
     ("signal_takes_run_for_done", "session/hooked_session.cpp", "                  .step = global_step(),\n                  .early = true});",

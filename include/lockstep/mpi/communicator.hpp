@@ -50,7 +50,7 @@ class Communicator {
   }
 
   /// See Transport. Local.
-  void leave() const noexcept { transport_->leave(); }
+  void let_go() const noexcept { transport_->let_go(); }
 
   /// Returns when all ranks have come. While it lasts the chief names the ranks that are missing; at the
   /// limit every waiting rank throws DeadlineExceeded. Cost: messages of a byte to and from as many ranks as

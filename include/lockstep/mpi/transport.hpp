@@ -89,7 +89,7 @@ class Transport {
 
   /// From now on ranks may part at different places: this transport and the memory that was shared from it
   /// are left as they are when they go. Not those that were split from it. Local.
-  virtual void leave() noexcept {}
+  virtual void let_go() noexcept {}
 
   /// Ends all processes of the job with `code`. Does not return.
   [[noreturn]] virtual void abort(int code, std::string_view reason) = 0;

@@ -81,8 +81,8 @@ FAULTS = [
      "      if (!PLANTED) session_->end(recovers_);\n"),
     ("late_end_unheard", "session/created_session.cpp", "    if (owner_ != nullptr) owner_->hear_end(ended);\n",
      "    if (!PLANTED && owner_ != nullptr) owner_->hear_end(ended);\n"),
-    ("gathers_not_counted", "session/hooked_session.cpp", "  drop_partly_gathered();\n",
-     "  if (!PLANTED) drop_partly_gathered();\n"),
+    ("gathers_not_counted", "session/hooked_session.cpp", "  drop_partly_gathered();\n  deliver_gathered(failure);\n  if (saver_",
+     "  if (!PLANTED) drop_partly_gathered();\n  deliver_gathered(failure);\n  if (saver_"),
     ("lost_thread_told_late", "session/hooked_session.cpp", "  leave_if_a_thread_is_lost();\n  if (failure) session.tell_late(failure);\n  if (end) tell_late_end(*end);\n  return",
      "  if (!PLANTED) leave_if_a_thread_is_lost();\n  if (failure) session.tell_late(failure);\n"
      "  if (end) tell_late_end(*end);\n  return"),

@@ -219,6 +219,35 @@ std::string_view same_bits(const TrainOptions& options) {
   return rounded || options.reduction == "mpi" ? "on the same layout of ranks and nodes" : "on any ranks";
 }
 
+/// Leaves a report of a run that failed, in place of that of an earlier one.
+class FailureReportHook final : public SessionRunHook {
+ public:
+  FailureReportHook(std::string path, FileSystem& files) : path_(std::move(path)), files_(files) {}
+  std::string_view name() const override { return "failure_report"; }
+  void after_create_session(RunContext&) override { begun_ = true; }
+  void on_error(RunContext& context, const std::exception& error) override {
+    if (!begun_) return;  // a run that is refused leaves the report of the one that is there
+    const nlohmann::json report = {{"state", "failed"},
+                                   {"global_step", context.global_step()},
+                                   {"ranks", context.ranks()},
+                                   {"stop_reason", error.what()},
+                                   {"stop_by", "an error"},
+                                   {"stop_step", context.global_step()},
+                                   {"exit_code", static_cast<int>(exit_code_of(error))},
+                                   {"version", version_text()}};
+    try {
+      write_text(path_, report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n", files_);
+    } catch (const Error& problem) {
+      context.log().error(problem.what());
+    }
+  }
+
+ private:
+  std::string path_;
+  FileSystem& files_;
+  bool begun_ = false;
+};
+
 nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainOptions& options,
                            const Communicator& world, const State& state, const BatchPlan& batch,
                            const Kernels& kernels, std::optional<double> loss,
@@ -228,6 +257,7 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainO
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
   };
   nlohmann::json report = {
+      {"state", session.stopped_early() ? "stopped" : "done"},
       {"global_step", session.global_step()},
       {"ranks", world.size()},
       {"nodes", session.topology().nodes},
@@ -372,6 +402,10 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   }
   const auto parts = std::make_shared<PartsHook>();
   if (options.report_parts && comm.is_chief()) session_options.chief_only_hooks.push_back(parts);
+  if (!options.report.empty() && comm.is_chief()) {
+    session_options.chief_only_hooks.push_back(
+        std::make_shared<FailureReportHook>(options.report, *machine.files));
+  }
   MonitoredTrainingSession session(comm, state, std::move(session_options));
   log.info(fmt::format("sums: {}", session.reducer().describe()));
   log.info(

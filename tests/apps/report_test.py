@@ -8,7 +8,7 @@ from harness import EndToEnd
 NUMBER = (int, float)
 KEYS = {"global_step": int, "ranks": int, "global_batch": int, "micro_batch": int, "loss": float,
         "test_accuracy": float, "parameters_digest": str, "samples_per_second": NUMBER, "seconds": NUMBER,
-        "first_step_seconds": NUMBER, "restored_from": (str, type(None)), "stop_reason": str, "stop_by": str, "stop_rank": (int, type(None)), "stop_step": int}
+        "first_step_seconds": NUMBER, "restored_from": (str, type(None)), "stop_reason": str, "stop_by": str, "stop_rank": (int, type(None)), "stop_step": int, "state": str}
 
 
 class Report(EndToEnd):
@@ -23,6 +23,7 @@ class Report(EndToEnd):
         self.assertIsNone(report["restored_from"])
         self.assertEqual((report["stop_reason"], report["stop_by"], report["stop_rank"], report["stop_step"]),
                          ("reached step 40", "stop_at_step", None, 40))
+        self.assertEqual(report["state"], "done")
         self.assertRegex(report["parameters_digest"], "^[0-9a-f]{32}$")
         self.assertTrue(0 < report["first_step_seconds"] < report["seconds"])
         self.assertGreater(report["samples_per_second"], 0)
@@ -40,6 +41,21 @@ class Report(EndToEnd):
         self.assertNotIn("\x1b", log.read_text() + report["stderr"], "no colours where there is no terminal")
         again = self.train(1, checkpoint_dir=directory, last_step=50)
         self.assertEqual(again["restored_from"], "ckpt-00000040.h5")
+
+    def test_a_run_that_fails_says_so_and_one_that_is_refused_leaves_the_report(self):
+        path = self.folder / "r.json"
+        directory = self.folder / "run"
+        options = self.options(checkpoint_dir=directory, report=path, optimizer="sgd", learning_rate=1e30)
+        ended = harness.run_each(2, harness.TRAIN, *options)
+        self.assertEqual(ended.codes, [70, 70], str(ended))
+        report = json.loads(path.read_text())
+        self.assertEqual((report["state"], report["exit_code"], report["ranks"]), ("failed", 70, 2))
+        self.assertIn("not finite", report["stop_reason"])
+        self.assertGreater(report["stop_step"], 0)
+        before = path.read_bytes()
+        refused = harness.run_each(2, harness.TRAIN, *self.options(checkpoint_dir=directory, report=path, seed=77))
+        self.assertNotIn(0, refused.codes, str(refused))
+        self.assertEqual(path.read_bytes(), before)
 
     def test_default_micro_batch_is_the_same_on_all_ranks(self):
         for ranks in (1, 3):

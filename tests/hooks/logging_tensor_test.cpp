@@ -71,6 +71,12 @@ TEST_CASE("at_end logs the last values once, alone or beside an interval") {
 }
 
 // TF: LoggingTensorHook.test_print_every_n_secs
+TEST_CASE("with seconds alone nothing is logged at the end") {
+  test::FakeContext context;
+  LoggingTensorHook hook({.values = {"loss"}, .every_n_secs = 2.0});
+  CHECK(run(context, hook, 4) == Lines{"loss = 1", "loss = 3 (2.000 sec)"});
+}
+
 // TF: LoggingTensorHook.test_print_every_n_secs_and_end
 TEST_CASE("seconds count from the last line") {
   test::FakeContext context;

@@ -64,6 +64,13 @@ TEST_CASE("an aborted step is repeated by all from the newest checkpoint, or fro
         CHECK(recorder->count("after_create_session") == 2);
         CHECK(recorder->count("end") == 1);
         CHECK(recorder->count("on_error") == 0);
+        // From the newest of its own: that of the step before, or of the step itself.
+        if (world.is_chief()) {
+          const bool newest = rank.messages->contain("restored checkpoint ckpt-00000002.h5") ||
+                              rank.messages->contain("restored checkpoint ckpt-00000003.h5");
+          CHECK(newest == saves);
+          CHECK(rank.messages->contain("restored checkpoint") == saves);
+        }
       }
     }
   });
@@ -260,21 +267,29 @@ TEST_CASE("a step function runs steps without hooks and with them") {
   with_each([](const Communicator& world, bool, int) {
     Rank rank(world);
     auto options = rank.options();
-    const auto recorder = std::make_shared<Recorder>();
+    std::vector<std::string> order;
+    const auto recorder =
+        std::make_shared<Recorder>([&](std::string_view now, RunContext&) { order.emplace_back(now); });
     options.hooks = {recorder, std::make_shared<StopAtStepHook>(std::nullopt, 3)};
     MonitoredTrainingSession session(world, rank.state, options);
     double raw = -1;
     while (!session.should_stop()) {
+      order.clear();
       session.run_step_fn([&](StepFnContext& context) {
         raw = *context.session()
-                   .run([](StepContext& step) {
+                   .run([&](StepContext& step) {
+                     order.emplace_back("raw");
                      return StepValues{{"mine", static_cast<double>(step.rank())}};
                    })
                    .find("mine");
-        const auto values = context.run_with_hooks(test::gradient_step);
+        const auto values = context.run_with_hooks([&](StepContext& step) {
+          order.emplace_back("hooked");
+          return test::gradient_step(step);
+        });
         CHECK(values.find("loss") == test::mean_rank(world));
       });
       CHECK(raw == test::mean_rank(world));
+      CHECK(order == std::vector<std::string>{"raw", "before_run", "hooked", "after_run"});
     }
     CHECK(session.global_step() == 3);
     CHECK(recorder->count("before_run") == 3);
@@ -303,6 +318,8 @@ TEST_CASE("a step function of one rank asks to stop: all do, and the step that o
       CHECK(session.global_step() == (late ? 3 : 2));
       CHECK(session.stop_reason() == "enough on rank " + std::to_string(who));
       CHECK(recorder->count("after_run") == session.global_step());
+      // Others may be in the step that is dropped; on this rank no hook is called for it.
+      CHECK(recorder->count("before_run") == session.global_step() + (me ? 0 : 1));
       session.close();
       CHECK(recorder->count("end") == 1);
     }

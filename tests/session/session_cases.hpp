@@ -116,6 +116,11 @@ inline void check_intervals(const Communicator& world) {
     session.close();
     CHECK(session.stop_reason() == "reached step 10");
     if (world.is_chief()) CHECK(folder.saved() == Steps{0, 4, 8, 10});
+    Rank again(world);
+    MonitoredTrainingSession restarted(world, again.state, again.options(folder.path));
+    CHECK(restarted.global_step() == 10);
+    CHECK(restarted.restored_from() == "ckpt-00000010.h5");
+    restarted.close();
   }
 }
 
@@ -212,7 +217,7 @@ inline void check_stops(const Communicator& world) {
     CHECK(!session.stopped_early());
     return runs;
   };
-  CHECK(launch(last_step(3), 3) == 3);
+  CHECK(launch(std::make_shared<StopAtStepHook>(3), 3) == 3);
   CHECK(launch(last_step(5), 5) == 2);
   CHECK(launch(std::make_shared<StopAtStepHook>(4), 9) == 4);
   CHECK(launch(last_step(9), 9) == 0);  // restarted at its last step: nothing is left to do

@@ -159,11 +159,13 @@ void CheckpointSaverHook::save(RunContext& context) {
   if (saver_) {
     for (const auto& listener : options_.listeners) listener->before_save(context.global_step());
   }
-  const auto phase = context.trace().phase("save");
-  if (shards_ && shards_->writer) shards_->writer->start(context.global_step(), nonce);
-  if (saver_) {
-    failure_ = nullptr;
-    if (saver_->start(context.global_step(), metric_, nonce)) ++running_;
+  if (saver_ || (shards_ && shards_->writer)) {
+    const auto phase = context.trace().phase("save");
+    if (shards_ && shards_->writer) shards_->writer->start(context.global_step(), nonce);
+    if (saver_) {
+      failure_ = nullptr;
+      if (saver_->start(context.global_step(), metric_, nonce)) ++running_;
+    }
   }
   not_begun_.clear();
 }

@@ -18,17 +18,17 @@ std::string NanTensorHook::describe() const {
 
 void NanTensorHook::after_run(RunContext& context, const RunValues& values) {
   const auto value = values.values().find(value_);
-  if (!value) {
+  // A rank says it of every value that it returns, too; those of other names are not this hook's.
+  const bool others = value && std::isfinite(*value) &&
+                      std::ranges::any_of(values.values().all(),
+                                          [](const auto& other) { return !std::isfinite(other.value); });
+  const bool said = !others && values.tally().anyone_says(Says::not_finite);
+  if (!value && !said) {
     throw UsageError(
         fmt::format("NanTensorHook has no value '{}' to watch: the step does not return it", value_));
   }
-  // A rank says it of every value that it returns, too; those of other names are not this hook's.
-  const bool said = values.tally().anyone_says(Says::not_finite) &&
-                    (!std::isfinite(*value) || std::ranges::all_of(values.values().all(), [](const auto& v) {
-                      return std::isfinite(v.value);
-                    }));
   if (!said && std::isfinite(*value)) return;
-  const bool is_value = !std::isfinite(*value);
+  const bool is_value = value && !std::isfinite(*value);
   const std::string problem = fmt::format(
       "{} at step {}{}",
       is_value ? fmt::format("{} is not finite ({})", value_, *value) : "a value or gradient is not finite",

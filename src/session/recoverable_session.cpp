@@ -11,6 +11,8 @@
 namespace lockstep {
 namespace {
 
+constexpr std::string_view kClosedByProgram = "closed by the program";
+
 void check(const MonitoredSessionOptions& options, const SessionGround& ground) {
   const auto limit = [](double seconds, std::string_view name) {
     if (!(seconds >= 0)) {
@@ -202,9 +204,8 @@ void RecoverableSession::run_step_fn(const std::function<void(StepFnContext&)>& 
 void RecoverableSession::close() {
   if (closed_) return;
   heed_raw_steps();
-  const bool by_program = !hooked_.stopping();
-  if (by_program) {
-    hooked_.set_stopping({.reason = "closed by the program",
+  if (!hooked_.stopping()) {
+    hooked_.set_stopping({.reason = std::string(kClosedByProgram),
                           .by = "the program",
                           .rank = StopCause::kAll,
                           .step = ground_.state.global_step(),
@@ -215,7 +216,8 @@ void RecoverableSession::close() {
     bool ended = false;
     try {
       session_->created().agree_to_close();
-      if (by_program) hooked_.heed_wishes();
+      // By now the cause is the same on all ranks, whatever each knew when it came here.
+      if (hooked_.cause().reason == kClosedByProgram) hooked_.heed_wishes();
       try {
         hooked_.raise_thread_failure();
       } catch (const AgreedFailure& lost) {

@@ -61,7 +61,7 @@ class WaitingClock final : public Clock {
     const int fd = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const bool free = fd < 0 || ::flock(fd, LOCK_SH | LOCK_NB) == 0;
     ::close(fd);
-    if (free) clock_.sleep(duration);
+    if (free) clock_.sleep(duration);  // the wait that is tested, at its own pace
   }
 
  private:

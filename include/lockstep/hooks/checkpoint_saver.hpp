@@ -30,8 +30,8 @@ class CheckpointSaverListener {
   virtual void before_save(std::int64_t /*step*/) {}
 
   /// The checkpoint of `step` has become durable. True asks all ranks to stop, unless it is the one that is
-  /// saved when the session is created. Called at the start of a step
-  /// after it did, or at the end; so all stop after that step.
+  /// saved when the session is created. Called at the start of a step after it did, at the end, or before a
+  /// recovery; so all stop after that step.
   virtual bool after_save(std::int64_t /*step*/) { return false; }
   virtual void end(std::int64_t /*step*/) {}
 };

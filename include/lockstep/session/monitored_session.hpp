@@ -120,9 +120,9 @@ class MonitoredSession {
   Coordinator& coordinator();
 
   std::int64_t global_step() const noexcept;  ///< Local; the same on all ranks between steps.
-  /// Local; the same on all ranks, unless one is lost. Empty while running.
-  const StopCause& stop_cause() const noexcept;
-  const std::string& stop_reason() const noexcept;
+
+  const StopCause& stop_cause() const noexcept;     ///< Local; the same on all ranks, unless one is lost.
+  const std::string& stop_reason() const noexcept;  ///< As `stop_cause`; empty while running.
   bool stopped_early() const noexcept;  ///< Local. By signal or time limit: launch again to go on.
   const std::string& restored_from() const noexcept;  ///< Local. Base name of a checkpoint, or empty.
   const Reducer& reducer() const;                     ///< Local; throws as `coordinator`.

@@ -38,7 +38,8 @@ class SessionCreator {
   /// Collective; throws on all ranks: what the functions of the scaffold throw; TrainingError when they leave
   /// something that is not ready; and as MonitoredTrainingSession. One that is derived may do things before
   /// and after, on all ranks; it may throw before on all ranks or none, and after also on one, which then
-  /// all do. It lets pass what this throws.
+  /// all do; but no DeadlineExceeded of its own, which means that a rank is missing: the others would wait
+  /// for max_wait_secs. It lets pass what this throws.
   virtual std::unique_ptr<RawSession> create_session();
 
   SessionGround& ground() noexcept { return *ground_; }  ///< Session only.

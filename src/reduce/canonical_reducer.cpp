@@ -37,10 +37,12 @@ Communicator more_patient(const Communicator& comm) {
 CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches,
                                    const ReducerOptions& options)
     : topology_(topology),
+      local_(topology.node.rank()),
       patient_node_(more_patient(topology.node)),
       micro_batches_(micro_batches),
       elements_(elements),
-      padded_(round_up(elements + kMicroBatchValues, kArenaAlignment)),
+      values_(options.values),
+      padded_(round_up(elements + options.values, kArenaAlignment)),
       range_(owned_range(micro_batches, topology.my_position, topology.world.size())),
       fold_(fold_plan(micro_batches, range_)),
       folded_from_(elements) {
@@ -100,7 +102,7 @@ CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t element
   }
   if (node.rank() < topology.columns) {
     exchange_ = std::make_unique<NodeExchange>(topology, more_patient(topology.column), micro_batches,
-                                               elements_, node_results_, sum_, plan_);
+                                               elements_, values_, node_results_, sum_, plan_);
   }
 }
 
@@ -136,7 +138,7 @@ std::string CanonicalReducer::whereabouts(int local_rank) const {
 template <class Word>
 Seconds CanonicalReducer::wait_for_node(const Communicator& node, std::string_view what, Word word,
                                         std::uint64_t value) {
-  const int size = topology_.node.size();
+  const int size = node_size();
   int next = 0;  // all before it have come
   return node.wait_until(
       what,
@@ -158,7 +160,7 @@ Seconds CanonicalReducer::wait_for_node(const Communicator& node, std::string_vi
 void CanonicalReducer::release() {
   if (!reading_sum_) return;
   reading_sum_ = false;
-  control(topology_.node.rank()).released.store(operation_, std::memory_order_release);
+  control(local_).released.store(operation_, std::memory_order_release);
 }
 
 std::span<float> CanonicalReducer::begin_micro_batch() {
@@ -169,23 +171,22 @@ std::span<float> CanonicalReducer::begin_micro_batch() {
   if (next_micro_batch_ == 0) {
     release();
     // The sum lies in this buffer.
-    if (topology_.node.rank() == 0 && operation_ > 0 && !small_) {
+    if (local_ == 0 && operation_ > 0 && !small_) {
       wait_for_node(topology_.node, "the others to have read the last sum", &Control::released, operation_);
     }
   }
-  control(topology_.node.rank()).begun.store(next_micro_batch_ + 1, std::memory_order_relaxed);
-  float* start = buffer(topology_.node.rank(), index) + turn_of(operation_ + 1);
-  std::fill_n(start + elements_, kMicroBatchValues, 0.0F);
-  return {start, elements_ + kMicroBatchValues};
+  control(local_).begun.store(next_micro_batch_ + 1, std::memory_order_relaxed);
+  float* start = buffer(local_, index) + turn_of(operation_ + 1);
+  std::fill_n(start + elements_, values_, 0.0F);
+  return {start, elements_ + values_};
 }
 
 /// Adds a range of the micro-batch that was written last to the partial sums.
 void CanonicalReducer::fold(ElementRange range) {
-  const int local = topology_.node.rank();
   const std::size_t first = turn_of(operation_ + 1) + range.first;
   for (const auto& step : fold_.steps[next_micro_batch_].adds) {
-    lockstep::add({buffer(local, step.into) + first, range.size()},
-                  {buffer(local, step.from) + first, range.size()});
+    lockstep::add({buffer(local_, step.into) + first, range.size()},
+                  {buffer(local_, step.from) + first, range.size()});
   }
 }
 
@@ -216,9 +217,9 @@ void CanonicalReducer::end_micro_batch() {
 void CanonicalReducer::say_ready(std::size_t buckets) {
   ready_ = buckets;
   if (next_micro_batch_ > 0 || buckets < plan_.buckets.size()) {
-    control(topology_.node.rank()).wrote.store(completed_ + 1, std::memory_order_relaxed);
+    control(local_).wrote.store(completed_ + 1, std::memory_order_relaxed);
   }
-  control(topology_.node.rank()).ready.store(ready_word(buckets), std::memory_order_release);
+  control(local_).ready.store(ready_word(buckets), std::memory_order_release);
 }
 
 /// Adds up the node's partial sums of my part of the next bucket, and lets it leave unless it is the last.
@@ -226,7 +227,7 @@ void CanonicalReducer::start_next_bucket() {
   if (started_ == 0) {
     // A ballot in the shape of a sum (of an error, or of the close) leaves the residual as it is.
     bool any = false;
-    for (int local = 0; local < topology_.node.size(); ++local) {
+    for (int local = 0; local < node_size(); ++local) {
       any = any || control(local).wrote.load(std::memory_order_relaxed) == completed_ + 1;
     }
     exchange_->begin(any);
@@ -244,7 +245,7 @@ void CanonicalReducer::start_next_bucket() {
 void CanonicalReducer::progress() {
   if (!exchange_ || plan_.doubling) return;
   while (started_ + 1 < plan_.buckets.size()) {
-    for (int local = 0; local < topology_.node.size(); ++local) {
+    for (int local = 0; local < node_size(); ++local) {
       if (control(local).ready.load(std::memory_order_acquire) < ready_word(started_ + 1)) {
         exchange_->poll();
         return;
@@ -257,19 +258,17 @@ void CanonicalReducer::progress() {
 
 Tally CanonicalReducer::tally_node() const {
   Tally total;
-  for (int local = 0; local < topology_.node.size(); ++local)
-    total.add(control(local).ballots[operation_ & 1]);
+  for (int local = 0; local < node_size(); ++local) total.add(control(local).ballots[operation_ & 1]);
   return total;
 }
 
-Tally CanonicalReducer::exchange_ballots(const Tally& mine) {
+Tally CanonicalReducer::exchange_ballots(Tally& ballot) {
   release();
   next_micro_batch_ = 0;
   ++operation_;
-  Control& own = control(topology_.node.rank());
-  Tally& ballot = own.ballots[operation_ & 1];
-  ballot = mine;
+  Control& own = control(local_);
   ballot.set_wait(waited_.count(), topology_.my_node);
+  own.ballots[operation_ & 1] = ballot;
   own.arrived.store(operation_, std::memory_order_release);
   waited_ =
       wait_for_node(topology_.node, "all ranks to finish their micro-batches", &Control::arrived, operation_);
@@ -316,11 +315,11 @@ void CanonicalReducer::run_program(const CombineProgram& program, float* result,
 }
 
 Tally CanonicalReducer::complete_between_nodes(const Tally& of_node) {
-  Control& own = control(topology_.node.rank());
+  Control& own = control(local_);
   if (exchange_) {
     if (of_node.elements() > 0) {
       while (started_ < plan_.buckets.size()) start_next_bucket();
-      if (topology_.node.rank() == 0) {
+      if (local_ == 0) {
         for (std::size_t p = 0; p < node_programs_.size(); ++p) {
           run_program(node_programs_[p], node_results_[p], {elements_, padded_});
         }
@@ -370,7 +369,7 @@ std::string CanonicalReducer::describe() const {
 
 void CanonicalReducer::gather_nodes(std::span<const std::span<float>> arenas) {
   if (topology_.nodes == 1) return;
-  if (topology_.node.rank() == 0) exchange_->gather_nodes(arenas);
+  if (local_ == 0) exchange_->gather_nodes(arenas);
   topology_.node.barrier("what other nodes keep");
 }
 
@@ -385,7 +384,7 @@ void CanonicalReducer::complete_sum() {
 
 void CanonicalReducer::finish() {
   if (plan_.shard && exchange_) exchange_->spread_shards(parameters_);
-  control(topology_.node.rank()).finished.store(operation_, std::memory_order_release);
+  control(local_).finished.store(operation_, std::memory_order_release);
   wait_for_node(topology_.node, "all ranks of the node to end the step", &Control::finished, operation_);
 }
 

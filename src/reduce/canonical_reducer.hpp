@@ -38,7 +38,7 @@ class CanonicalReducer final : public Reducer {
     return {std::min(slice_.first, elements_),
             std::min(slice_.last, elements_)};  // without the values behind
   }
-  std::span<const float> sum() const override { return {sum_, elements_ + kMicroBatchValues}; }
+  std::span<const float> sum() const override { return {sum_, elements_ + values_}; }
   void complete_sum() override;
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
@@ -65,6 +65,7 @@ class CanonicalReducer final : public Reducer {
   };
 
   Control& control(int local_rank) const { return *controls_[static_cast<std::size_t>(local_rank)]; }
+  int node_size() const { return static_cast<int>(controls_.size()); }
   float* buffer(int local_rank, int index) const;
   /// From a buffer to the one that takes its place in this operation, in floats.
   std::size_t turn_of(std::uint64_t operation) const { return (operation & 1) * turn_; }
@@ -72,7 +73,7 @@ class CanonicalReducer final : public Reducer {
   template <class Word>
   Seconds wait_for_node(const Communicator& node, std::string_view what, Word word, std::uint64_t value);
   std::string whereabouts(int local_rank) const;
-  Tally exchange_ballots(const Tally& mine);
+  Tally exchange_ballots(Tally& ballot);
   Tally complete(const Tally& of_node);
   void run_program(const CombineProgram& program, float* result, ElementRange range);
   Tally tally_node() const;
@@ -86,9 +87,11 @@ class CanonicalReducer final : public Reducer {
   void progress();
 
   const Topology& topology_;
+  int local_;                  ///< this rank's place on the node
   Communicator patient_node_;  ///< the node, as patient, for what comes from other nodes
   std::int64_t micro_batches_;
   std::size_t elements_;
+  std::size_t values_;  ///< behind the elements
   std::size_t padded_;  ///< elements and values, rounded up to whole cache lines
   MicroBatchRange range_;
   FoldPlan fold_;

@@ -21,12 +21,14 @@ void combine(const std::byte* from, std::byte* into) {
 
 }  // namespace
 
-MpiReducer::MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches)
+MpiReducer::MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches,
+                       std::size_t values)
     : topology_(topology),
       elements_(elements),
+      with_values_(elements + values),
       range_(owned_range(micro_batches, topology.my_position, topology.world.size())),
-      total_(PlainAllocator().allocate(elements + kMicroBatchValues)),
-      next_(range_.size() > 1 ? PlainAllocator().allocate(elements + kMicroBatchValues) : Arena()) {}
+      total_(PlainAllocator().allocate(with_values_)),
+      next_(range_.size() > 1 ? PlainAllocator().allocate(with_values_) : Arena()) {}
 
 std::string MpiReducer::describe() const {
   return fmt::format("MPI's sum over all ranks; {} gradient arenas ({:.1f} MiB) a rank", gradient_arenas(),
@@ -34,13 +36,13 @@ std::string MpiReducer::describe() const {
 }
 
 std::span<float> MpiReducer::begin_micro_batch() {
-  const auto values = (done_ == 0 ? total_ : next_).values().first(elements_ + kMicroBatchValues);
+  const auto values = (done_ == 0 ? total_ : next_).values().first(with_values_);
   std::fill(values.begin() + static_cast<std::ptrdiff_t>(elements_), values.end(), 0.0F);
   return values;
 }
 
 void MpiReducer::end_micro_batch() {
-  if (done_++ > 0) add(total_.values().first(elements_ + kMicroBatchValues), next_.values());
+  if (done_++ > 0) add(total_.values().first(with_values_), next_.values());
 }
 
 void MpiReducer::start_sum() {
@@ -64,7 +66,7 @@ void MpiReducer::wait_for_all(std::string_view what) {
 }
 
 Tally MpiReducer::reduce(Tally ballot) {
-  ballot.set_elements(elements_ + kMicroBatchValues);
+  ballot.set_elements(with_values_);
   start_ballot(ballot);
   start_sum();
   done_ = 0;

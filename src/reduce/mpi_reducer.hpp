@@ -16,7 +16,7 @@ namespace lockstep {
 /// the gradients.
 class MpiReducer final : public Reducer {
  public:
-  MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches);
+  MpiReducer(const Topology& topology, std::size_t elements, std::int64_t micro_batches, std::size_t values);
 
   std::string_view name() const override { return "mpi"; }
   std::string describe() const override;
@@ -26,7 +26,7 @@ class MpiReducer final : public Reducer {
   Tally reduce(Tally ballot) override;
   Tally exchange(Tally ballot) override;
   ElementRange slice() const override;
-  std::span<const float> sum() const override { return total_.values().first(elements_ + kMicroBatchValues); }
+  std::span<const float> sum() const override { return total_.values().first(with_values_); }
   void complete_sum() override {}
   void finish() override;
   const WaitHistory& waits() const override { return waits_; }
@@ -40,6 +40,7 @@ class MpiReducer final : public Reducer {
 
   const Topology& topology_;
   std::size_t elements_;
+  std::size_t with_values_;
   MicroBatchRange range_;
   Arena total_;  ///< the running sum of my micro-batches, then of all ranks
   Arena next_;   ///< the micro-batch being computed, after the first

@@ -48,22 +48,8 @@ std::span<std::byte> bytes_in(float* values, ElementRange range) {
   return std::as_writable_bytes(std::span(values + range.first, range.size()));
 }
 
-/// A ballot in front, then the values of all partial sums, then their elements, or those of their sum,
-/// rounded.
-std::size_t message_bytes(std::size_t partials, std::size_t elements, bool rounded = false) {
-  const std::size_t of_elements =
-      rounded ? (partials > 0 ? elements * sizeof(std::uint16_t) : 0) : partials * elements * sizeof(float);
-  return sizeof(Tally) + partials * kMicroBatchValues * sizeof(float) + of_elements;
-}
 float* values_in(std::vector<std::byte>& message) {
   return reinterpret_cast<float*>(message.data() + sizeof(Tally));
-}
-float* elements_in(std::vector<std::byte>& message, std::size_t partials) {
-  return values_in(message) + partials * kMicroBatchValues;
-}
-std::span<std::uint16_t> halves_in(std::vector<std::byte>& message, std::size_t partials,
-                                   std::size_t elements) {
-  return {reinterpret_cast<std::uint16_t*>(elements_in(message, partials)), elements};
 }
 static_assert(sizeof(Tally) % alignof(float) == 0);
 
@@ -214,13 +200,13 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
 }
 
 NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::int64_t micro_batches,
-                           std::size_t elements, std::vector<float*> partials, float* sum,
+                           std::size_t elements, std::size_t values, std::vector<float*> partials, float* sum,
                            const ExchangePlan& plan)
     : column_(std::move(column)),
       topology_(topology),
       me_(static_cast<std::size_t>(topology.my_node)),
-      first_column_(topology.node.rank() == 0),
       elements_(elements),
+      values_(topology.node.rank() == 0 ? values : 0),
       shard_(plan.shard),
       partials_(std::move(partials)),
       sum_(sum),
@@ -273,9 +259,8 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
   const Bucket& last = buckets_.back();
   for (std::size_t n = 0; n < nodes; ++n) {
     if (n == me_) continue;
-    const bool rounded = !residual_.empty();
-    outbox_[n].resize(message_bytes(partials_.size(), last.pieces[n].size(), rounded));
-    inbox_[n].resize(message_bytes(partials_of_[n], last.pieces[me_].size(), rounded));
+    outbox_[n].resize(message_bytes(partials_.size(), last.pieces[n].size()));
+    inbox_[n].resize(message_bytes(partials_of_[n], last.pieces[me_].size()));
   }
   std::size_t largest = 0;  // piece of mine
   for (const Bucket& bucket : buckets_) {
@@ -307,6 +292,24 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
       if (n != me_) inbox[n].resize(partials_of_[n] * largest);
     }
   }
+}
+
+/// A ballot in front, then the values of all partial sums, then their elements, or those of their sum,
+/// rounded.
+std::size_t NodeExchange::message_bytes(std::size_t partials, std::size_t elements) const {
+  const std::size_t of_elements = residual_.empty() ? partials * elements * sizeof(float)
+                                  : partials > 0    ? elements * sizeof(std::uint16_t)
+                                                    : 0;
+  return sizeof(Tally) + partials * values_ * sizeof(float) + of_elements;
+}
+
+float* NodeExchange::elements_in(std::vector<std::byte>& message, std::size_t partials) const {
+  return values_in(message) + partials * values_;
+}
+
+std::span<std::uint16_t> NodeExchange::halves_in(std::vector<std::byte>& message, std::size_t partials,
+                                                 std::size_t elements) const {
+  return {reinterpret_cast<std::uint16_t*>(elements_in(message, partials)), elements};
 }
 
 /// Neighbours swap, then pairs of neighbours, and so on. Where the nodes are no power of two, some give all
@@ -367,7 +370,7 @@ void NodeExchange::plan_rounds(std::int64_t micro_batches,
   for (const ElementRange& piece : buckets_.front().pieces) elements += piece.size();
   outbox_[me_].resize(message_bytes(most, elements));
   inbox_[me_].resize(message_bytes(most, elements));
-  held_.resize(most * (kMicroBatchValues + elements));
+  held_.resize(most * (values_ + elements));
   next_.resize(held_.size());
   sources_.resize(2 * most);
 }
@@ -621,7 +624,7 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
       bytes = outbox_[n].size();
       const ElementRange theirs = last.pieces[n];
       float* out = values_in(outbox_[n]);
-      for (const float* partial : partials_) out = std::copy_n(partial + elements_, kMicroBatchValues, out);
+      for (const float* partial : partials_) out = std::copy_n(partial + elements_, values_, out);
       if (residual_.empty()) {
         for (const float* partial : partials_) out = std::copy_n(partial + theirs.first, theirs.size(), out);
       } else if (!partials_.empty()) {
@@ -655,26 +658,24 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
   }
   if (total.agrees()) {
     const ElementRange mine = last.pieces[me_];
-    std::array<float, kMicroBatchValues> values;
     const auto gather_sources = [&](bool tails) {
       std::size_t next = 0;
       for (std::size_t n = 0; n < partials_of_.size(); ++n) {
         for (std::size_t p = 0; p < partials_of_[n]; ++p) {
           sources_[next++] = n == me_ ? partials_[p] + (tails ? elements_ : mine.first)
-                             : tails  ? values_in(inbox_[n]) + p * kMicroBatchValues
+                             : tails  ? values_in(inbox_[n]) + p * values_
                                       : elements_in(inbox_[n], partials_of_[n]) + p * mine.size();
         }
       }
     };
     gather_sources(true);
-    lockstep::run(top_program_, sources_, values.data(), values.size());
+    lockstep::run(top_program_, sources_, sum_ + elements_, values_);
     if (!residual_.empty()) {
       combine_rounded(last_index);
     } else {
       gather_sources(false);
       combine(last);
     }
-    if (first_column_) std::ranges::copy(values, sum_ + elements_);
     spread(last_index);
   } else {
     last.state = Bucket::State::done;
@@ -693,14 +694,14 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
 Tally NodeExchange::complete_rounds(const Tally& of_node) {
   const auto& pieces = buckets_.front().pieces;  // neighbours, in order
   const ElementRange mine{pieces.front().first, pieces.back().last};
-  const std::size_t stride = kMicroBatchValues + mine.size();
+  const std::size_t stride = values_ + mine.size();
   Tally total = of_node;
   waited_ = Seconds{0};
   std::size_t count = partials_.size();
   if (sums(total)) {
     float* out = held_.data();
     for (const float* partial : partials_) {
-      out = std::copy_n(partial + elements_, kMicroBatchValues, out);
+      out = std::copy_n(partial + elements_, values_, out);
       out = std::copy_n(partial + mine.first, mine.size(), out);
     }
   }
@@ -755,8 +756,8 @@ Tally NodeExchange::complete_rounds(const Tally& of_node) {
     held_.swap(next_);
   }
   if (!sums(total)) return total;
-  if (first_column_) std::copy_n(held_.data(), kMicroBatchValues, sum_ + elements_);
-  std::copy_n(held_.data() + kMicroBatchValues, mine.size(), sum_ + mine.first);
+  std::copy_n(held_.data(), values_, sum_ + elements_);
+  std::copy_n(held_.data() + values_, mine.size(), sum_ + mine.first);
   return total;
 }
 

@@ -51,10 +51,11 @@ ElementRange shard_of(const Topology& topology, std::size_t elements, int node, 
 class NodeExchange {
  public:
   /// Local. `column` may be more patient than the topology's. `partials` are this node's partial sums and
-  /// `sum` where the sum goes, all of them arenas of `elements` and kMicroBatchValues floats; `sum` may be
-  /// one of `partials`.
+  /// `sum` where the sum goes, all of them arenas of `elements` and, behind them, `values` floats, which the
+  /// first column takes care of; `sum` may be one of `partials`.
   NodeExchange(const Topology& topology, Communicator column, std::int64_t micro_batches,
-               std::size_t elements, std::vector<float*> partials, float* sum, const ExchangePlan& plan);
+               std::size_t elements, std::size_t values, std::vector<float*> partials, float* sum,
+               const ExchangePlan& plan);
 
   /// What this rank sends or adds up of a bucket, one range a node.
   std::span<const ElementRange> pieces(std::size_t bucket) const { return buckets_[bucket].pieces; }
@@ -117,6 +118,10 @@ class NodeExchange {
     std::vector<CombineProgram> programs;
   };
 
+  std::size_t message_bytes(std::size_t partials, std::size_t elements) const;
+  float* elements_in(std::vector<std::byte>& message, std::size_t partials) const;
+  std::span<std::uint16_t> halves_in(std::vector<std::byte>& message, std::size_t partials,
+                                     std::size_t elements) const;
   void plan_rounds(std::int64_t micro_batches, const std::vector<std::vector<TreeNode>>& nodes_of_node);
   void post_send(std::span<const std::byte> bytes, int node, int tag, std::vector<Request>& requests);
   void post_receive(std::span<std::byte> bytes, int node, int tag, std::vector<Request>& requests);
@@ -140,8 +145,8 @@ class NodeExchange {
   const Topology& topology_;
   Seconds waited_{0};
   std::size_t me_;
-  bool first_column_;
   std::size_t elements_;
+  std::size_t values_;  ///< behind them; 0 but in the first column
   bool shard_;
   std::vector<float*> partials_;
   float* sum_;

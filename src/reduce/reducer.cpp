@@ -29,7 +29,10 @@ std::unique_ptr<Reducer> make_reducer(ReductionKind kind, const Topology& topolo
     throw UsageError(fmt::format("bf16 gradients need a residual of {} elements ({} given)", elements,
                                  options.residual.size()));
   }
-  if (kind == ReductionKind::mpi) return std::make_unique<MpiReducer>(topology, elements, micro_batches);
+  if (options.values < kMicroBatchValues) throw InternalError("micro-batches have values of their own");
+  if (kind == ReductionKind::mpi) {
+    return std::make_unique<MpiReducer>(topology, elements, micro_batches, options.values);
+  }
   return std::make_unique<CanonicalReducer>(topology, elements, micro_batches, options);
 }
 

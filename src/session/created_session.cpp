@@ -31,17 +31,26 @@ CreatedSession::CreatedSession(SessionGround& ground) : ground_(ground), state_(
     throw UsageError(fmt::format("{} for parameters that the ranks of a node share; set share_parameters",
                                  rounds ? "bf16 gradients are" : "shard_optimizer is"));
   }
-  if ((ground.config.shard_optimizer || rounds) && !state_.buffers().empty()) {
-    throw UsageError(fmt::format("{} not for models with running statistics in this version",
+  if ((ground.config.shard_optimizer || rounds) && ground.config.reduction == ReductionKind::mpi) {
+    throw UsageError(fmt::format("{} for the canonical reduction; use that",
                                  rounds ? "bf16 gradients are" : "shard_optimizer is"));
   }
-  ReducerOptions options{.bucket_bytes = ground.config.bucket_bytes, .shard = ground.config.shard_optimizer};
-  if (options.shard) options.parameters = state_.parameters();
-  if (!state_.kept_arenas().empty()) {
-    options.residual = state_.kept_arenas()[static_cast<std::size_t>(ground.topology->my_node)];
+  ReducerOptions options{.bucket_bytes = ground.config.bucket_bytes};
+  std::size_t elements = state_.gradient_elements();
+  // Nothing is sharded or rounded inside a node.
+  buffers_apart_ = (ground.config.shard_optimizer || rounds) && ground.topology->nodes > 1;
+  if (buffers_apart_) {
+    options.shard = ground.config.shard_optimizer;
+    if (options.shard) options.parameters = state_.parameters();
+    if (!state_.kept_arenas().empty()) {
+      options.residual = state_.kept_arenas()[static_cast<std::size_t>(ground.topology->my_node)];
+    }
+    // What is added to buffers is no gradient: every node updates all of its buffers, from sums that are not
+    // rounded.
+    elements = state_.parameter_elements();
+    options.values = state_.gradient_elements() - elements + kMicroBatchValues;
   }
-  reducer_ = make_reducer(ground.config.reduction, *ground.topology, state_.gradient_elements(),
-                          micro_batches_, options);
+  reducer_ = make_reducer(ground.config.reduction, *ground.topology, elements, micro_batches_, options);
 }
 
 void CreatedSession::begin_step(Voice voice, const Feeds& feeds) {
@@ -322,6 +331,13 @@ ElementRange CreatedSession::slice() const {
 ElementRange CreatedSession::buffer_slice() const {
   const std::size_t buffers = state_.buffers().size();
   if (!shares_parameters()) return {0, buffers};
+  if (buffers_apart_) {
+    const Communicator& node = ground_.topology->node;
+    const auto cut = [&](int rank) {
+      return buffers * static_cast<std::size_t>(rank) / static_cast<std::size_t>(node.size());
+    };
+    return {cut(node.rank()), cut(node.rank() + 1)};
+  }
   const std::size_t before = state_.parameter_elements();
   const ElementRange slice = reducer_->slice();
   const auto within = [&](std::size_t element) {

@@ -182,6 +182,7 @@ class CreatedSession final : public RawSession, public StepContext {
   SessionGround& ground_;
   State& state_;
   std::unique_ptr<Reducer> reducer_;
+  bool buffers_apart_ = false;      ///< sums for buffers are whole on every node; see ReducerOptions' values
   std::int64_t micro_batches_ = 0;  ///< of a step, over all ranks
   std::optional<Restored> restored_;
   Owner* owner_ = nullptr;

@@ -46,9 +46,21 @@ class SameBits(EndToEnd):
                    "last_step": 4, "global_batch": 12, "micro_batch": 2, "learning_rate": 0.05}
         expected = self.bits(1, **changes)
         self.assertNotEqual(expected, self.bits(1, **changes | {"micro_batch": 3}))
-        for ranks, variant in [(3, {"threads": 2}), (4, {"ranks_per_node": 2})]:
+        for ranks, variant in [(3, {"threads": 2}), (4, {"ranks_per_node": 2}),
+                               (3, {"ranks_per_node": 1, "shard_optimizer": 1}),
+                               (4, {"ranks_per_node": 3, "shard_optimizer": 1, "bucket_bytes": 16384})]:
             with self.subTest(ranks=ranks, **variant):
                 self.assertEqual(self.bits(ranks, **changes, **variant), expected)
+        # Rounded gradients: same bits on one layout, also after a stop; statistics themselves are not rounded.
+        rounded = {**changes, "ranks_per_node": 2, "shard_optimizer": 1, "gradient_dtype": "bf16"}
+        once = self.bits(3, **rounded)
+        self.assertNotEqual(once["parameters_digest"], expected["parameters_digest"])
+        self.assertAlmostEqual(once["loss"], expected["loss"], delta=0.02 * expected["loss"])
+        directory = self.folder / "rounded"
+        self.train(3, checkpoint_dir=directory, **{**rounded, "last_step": 2})
+        self.assertEqual(self.bits(3, checkpoint_dir=directory, **rounded), once)
+        first = {**changes, "last_step": 1}
+        self.assertEqual(self.bits(3, **{**rounded, "last_step": 1})["buffers_digest"], self.bits(1, **first)["buffers_digest"])
 
     def test_a_small_gpt(self):
         text = self.folder / "a.txt"

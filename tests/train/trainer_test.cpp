@@ -6,6 +6,7 @@
 #include <lockstep/hooks/nan_tensor.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
+#include <lockstep/nn/batch_norm.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 #include <lockstep/train/trainer.hpp>
 
@@ -35,7 +36,15 @@ struct Case {
   std::string optimizer = "momentum";
   UpdateOptions update = {};
   int compute_threads = 1;
+  bool batch_norm = false;
 };
+
+Sequential model_of(const Case& c) {
+  if (!c.batch_norm) return test::small_model(c.hidden);
+  Sequential model({6});
+  model.add(Dense{c.hidden}).add(BatchNorm{BatchNorm::Then::relu}).add(Dense{3}).add(BatchNorm{});
+  return model;
+}
 
 std::unique_ptr<Optimizer> optimizer_called(const std::string& name) {
   if (name == "lars") return std::make_unique<Lars>(0.9F, 0.1F);
@@ -46,13 +55,14 @@ std::unique_ptr<Optimizer> optimizer_called(const std::string& name) {
 
 struct Result {
   std::vector<float> parameters;
+  std::vector<float> buffers = {};
   std::vector<double> losses;
   friend bool operator==(const Result&, const Result&) = default;
 };
 
 /// What a rank has after some steps of a session.
 Result trained(const Communicator& world, const Case& c) {
-  Sequential model = test::small_model(c.hidden);
+  Sequential model = model_of(c);
   State state;
   model.declare(state);
   const auto optimizer = optimizer_called(c.optimizer);
@@ -95,6 +105,7 @@ Result trained(const Communicator& world, const Case& c) {
   for (const Tensor& tensor : state.parameter_tensors()) {
     result.parameters.insert(result.parameters.end(), tensor.values().begin(), tensor.values().end());
   }
+  result.buffers.assign(state.buffers().begin(), state.buffers().end());
   // Padding stays zero, or digests and norms would see it.
   float all = 0;
   float named = 0;
@@ -192,6 +203,38 @@ TEST_CASE("the same bits as by the definition, on 1 to 5 ranks, however they sit
             }
           }
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("running statistics have the same bits, however ranks sit and share") {
+  const auto run = [](int ranks, Case c) {
+    c.batch_norm = true;
+    c.batch = {24, 4};
+    c.hidden = 700;
+    Result result;
+    int same = 0;
+    SimulatedWorld{ranks, 0, static_cast<std::uint64_t>(ranks)}.run([&](const Communicator& world) {
+      const Result mine = trained(world, c);
+      if (world.is_chief()) result = mine;
+      if (mine == result) ++same;
+    });
+    CHECK(same == ranks);
+    return result;
+  };
+  const Result expected = run(1, {});
+  CHECK(std::ranges::count(expected.buffers, 0.0F) < 40);  // padding, of 1,440
+  for (int ranks = 1; ranks <= 5; ++ranks) {
+    for (const Sharing sharing : kSharings) {
+      for (const int per_node : {0, 1, 2}) {
+        CAPTURE(ranks);
+        CAPTURE(sharing);
+        CAPTURE(per_node);
+        CHECK(run(ranks, {.shared = sharing != Sharing::none,
+                          .sharded = sharing == Sharing::slots,
+                          .bucket_bytes = 16384,
+                          .ranks_per_node = per_node}) == expected);
       }
     }
   }

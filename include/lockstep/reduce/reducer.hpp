@@ -32,9 +32,13 @@ struct ReducerOptions {
   bool shard = false;  ///< every rank of every node updates its own part: `sum` is final in `slice` alone
   std::span<float> parameters = {};  ///< with `shard`: what `finish` brings together again on all nodes
 
+  /// Floats behind the gradients of each micro-batch that are summed like them, but neither rounded nor
+  /// sharded: all of their sum comes to every node. At least kMicroBatchValues.
+  std::size_t values = kMicroBatchValues;
+
   /// Not empty: gradients travel between nodes as bf16, and what rounding costs is kept here, shared by the
-  /// ranks of a node, and added in the next step. The sum then depends on how ranks sit on nodes. The loss
-  /// and other values of samples are not rounded.
+  /// ranks of a node, and added in the next step. The sum then depends on how ranks sit on nodes. `values`
+  /// are not rounded.
   std::span<float> residual = {};
 };
 
@@ -63,8 +67,8 @@ class Reducer {
   virtual MicroBatchRange micro_batches() const = 0;
 
   /// Where the next owned micro-batch's gradient goes: `elements` floats, all to be written but the padding,
-  /// which must stay zero; then kMicroBatchValues floats, zeroed here. Local, but may wait for ranks of the
-  /// node that still read the sum of the step before.
+  /// which must stay zero; then `values` floats (ReducerOptions), zeroed here. Local, but may wait for ranks
+  /// of the node that still read the sum of the step before.
   virtual std::span<float> begin_micro_batch() = 0;
 
   /// The gradient of the micro-batch being written is final from `offset` on. A hint: in the last owned
@@ -87,7 +91,7 @@ class Reducer {
   /// Local.
   virtual ElementRange slice() const = 0;
 
-  /// The sum, padding included, then kMicroBatchValues. Until the next step begins. Local.
+  /// The sum, padding included, then `values` floats. Until the next step begins. Local.
   virtual std::span<const float> sum() const = 0;
 
   /// Returns when all of `sum()` is final. At once where it is so already: small sums inside a node, and

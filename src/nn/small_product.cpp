@@ -1,42 +1,29 @@
 #include "small_product.hpp"
 
-#include <cstring>
+#include "vectors.hpp"
 
 namespace lockstep {
 namespace {
 
-// Vectors as gcc and clang both have them; where the CPU's are shorter, they take several.
-constexpr std::int64_t kLanes = 16;
-using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
-
-Vector load(const float* from) noexcept {
-  Vector vector;
-  std::memcpy(&vector, from, sizeof vector);
-  return vector;
-}
-
-void store(const Vector& vector, float* to) noexcept {
-  std::memcpy(to, &vector, sizeof vector);
-}
-
-/// Rows x (Vectors * kLanes) elements of C, which stay in registers.
+/// Rows x (Vectors * kVectorLanes) elements of C, which stay in registers.
 template <int Rows, int Vectors>
 void tile(std::int64_t k, const StridedMatrix& a, const float* b, std::int64_t ldb, bool accumulate, float* c,
           std::int64_t ldc) noexcept {
   Vector sums[Rows][Vectors];
   for (int i = 0; i < Rows; ++i) {
-    for (int v = 0; v < Vectors; ++v) sums[i][v] = accumulate ? load(c + i * ldc + v * kLanes) : Vector{};
+    for (int v = 0; v < Vectors; ++v)
+      sums[i][v] = accumulate ? load<Vector>(c + i * ldc + v * kVectorLanes) : Vector{};
   }
   for (std::int64_t p = 0; p < k; ++p) {
     Vector row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = load(b + p * ldb + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) row[v] = load<Vector>(b + p * ldb + v * kVectorLanes);
     for (int i = 0; i < Rows; ++i) {
       const float factor = a.values[i * a.row + p * a.column];
       for (int v = 0; v < Vectors; ++v) sums[i][v] += factor * row[v];
     }
   }
   for (int i = 0; i < Rows; ++i) {
-    for (int v = 0; v < Vectors; ++v) store(sums[i][v], c + i * ldc + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) store(sums[i][v], c + i * ldc + v * kVectorLanes);
   }
 }
 
@@ -44,8 +31,9 @@ template <int Rows>
 void rows(std::int64_t n, std::int64_t k, const StridedMatrix& a, const float* b, std::int64_t ldb,
           bool accumulate, float* c, std::int64_t ldc) noexcept {
   std::int64_t j = 0;
-  for (; j + 2 * kLanes <= n; j += 2 * kLanes) tile<Rows, 2>(k, a, b + j, ldb, accumulate, c + j, ldc);
-  for (; j + kLanes <= n; j += kLanes) tile<Rows, 1>(k, a, b + j, ldb, accumulate, c + j, ldc);
+  for (; j + 2 * kVectorLanes <= n; j += 2 * kVectorLanes)
+    tile<Rows, 2>(k, a, b + j, ldb, accumulate, c + j, ldc);
+  for (; j + kVectorLanes <= n; j += kVectorLanes) tile<Rows, 1>(k, a, b + j, ldb, accumulate, c + j, ldc);
   for (; j < n; ++j) {
     for (int i = 0; i < Rows; ++i) {
       float sum = accumulate ? c[i * ldc + j] : 0.0F;

@@ -112,6 +112,7 @@ struct Recipe {
   std::string model;
   std::string sizes;  ///< of the model
   std::string kernels;
+  std::string precision;
   std::int64_t step = 0;
   std::string loss;          ///< empty: the data has labels
   std::int64_t classes = 0;  ///< 0: it has values
@@ -162,6 +163,7 @@ Recipe recipe_of(const CheckpointFile& file) {
           required(file, "model"),
           required(file, size_setting(required(file, "model"))),
           required(file, "kernels"),
+          required(file, "precision"),
           file.step(),
           setting_of(file, "loss").value_or(""),
           setting_of(file, "loss") ? 0 : required_number(file, "classes"),
@@ -175,6 +177,7 @@ void share(const Communicator& comm, Recipe& recipe) {
   recipe.model = comm.broadcast_text(recipe.model);
   recipe.sizes = comm.broadcast_text(recipe.sizes);
   recipe.kernels = comm.broadcast_text(recipe.kernels);
+  recipe.precision = comm.broadcast_text(recipe.precision);
   recipe.loss = comm.broadcast_text(recipe.loss);
   std::int64_t numbers[] = {recipe.step, recipe.classes, recipe.micro_batch, recipe.context};
   comm.broadcast_values(std::span(numbers));
@@ -223,12 +226,13 @@ std::unique_ptr<Kernels> kernels_for(const EvalOptions& options, const Recipe& r
   const std::string word = !options.kernels.empty()               ? options.kernels
                            : recipe.kernels.starts_with("oneDNN") ? "onednn"
                                                                   : "eigen";
+  const Precision precision = precision_choice(recipe.precision);
   std::unique_ptr<Kernels> kernels;
   try {
-    kernels = make_kernels(kernel_choice(word));
+    kernels = make_kernels(kernel_choice(word), precision);
   } catch (const UsageError&) {
     if (!options.kernels.empty()) throw;
-    kernels = make_kernels();
+    kernels = make_kernels(KernelChoice::automatic, precision);
   }
   if (kernels->description() != recipe.kernels) {
     log.warn(
@@ -305,6 +309,7 @@ ExitCode evaluate_checkpoint(const Communicator& world, const EvalOptions& optio
                              {"parameters_digest", state.parameters_digest().hex()},
                              {"ranks", comm.size()},
                              {"kernels", kernels->description()},
+                             {"precision", recipe.precision},
                              {"seconds", (machine.clock->now() - machine.started).count()},
                              {"version", version_text()}};
     for (const auto& [name, value] : evaluation_values(result)) report[name] = value;

@@ -67,7 +67,9 @@ DataLoad start_loading(const TrainOptions& options, Machine& machine) {
   try {
     std::unique_ptr<Worker> worker = machine.executor->start("load data");
     // One after the other: together they would take the cores from the start of MPI itself.
-    worker->post([choice = kernel_choice(options.kernels)] { warm_up(*make_kernels(choice)); });
+    worker->post([choice = kernel_choice(options.kernels), precision = precision_choice(options.precision)] {
+      warm_up(*make_kernels(choice, precision));
+    });
     load.train = std::make_unique<BackgroundLoad>(std::move(worker),
                                                   [choice = data_choice(options), &files = *machine.files] {
                                                     return load_dataset(choice, files, Split::train);
@@ -140,7 +142,7 @@ void declare_settings(State& state, const TrainOptions& options, const BatchPlan
   state.setting("seed", std::to_string(options.seed));
   state.setting("global_batch", std::to_string(batch.global_batch));
   state.setting("micro_batch", std::to_string(batch.micro_batch));
-  state.setting("precision", "f32");
+  state.setting("precision", options.precision);
   if (options.gradient_dtype != "f32") state.setting("gradient_dtype", options.gradient_dtype);
   state.setting("kernels", kernels.description());
   state.setting("instruction_set", kernels.instruction_set());
@@ -280,6 +282,8 @@ nlohmann::json make_report(const MonitoredTrainingSession& session, const TrainO
       {"stop_step", session.stop_cause().step},
       {"reduction", session.reducer().name()},
       {"kernels", kernels.description()},
+      {"precision", options.precision},
+      {"precision_emulated", kernels.precision() == Precision::emulated_bf16},
       {"gradient_arenas", session.reducer().gradient_arenas()},
       {"gradient_bytes", session.reducer().bytes()},
       {"gradient_dtype", options.gradient_dtype},
@@ -334,7 +338,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                                                .limit = Seconds{options.hang_limit_secs}});
 
   const BatchPlan batch = batch_plan(options.global_batch, options.micro_batch);
-  const auto kernels = make_kernels(kernel_choice(options.kernels));
+  const auto kernels = make_kernels(kernel_choice(options.kernels), precision_choice(options.precision));
   const auto optimizer = make_optimizer(options);
   const auto dataset = finish_loading(comm, options, machine, load);
   Sequential model = make_model(options.network, *dataset);
@@ -366,7 +370,11 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                          options.weight_decay, fmt::join(options.no_decay, ", "), options.clip_norm,
                          options.clip_value));
   }
-  log.info(fmt::format("kernels: {}, {}", kernels->description(), kernels->instruction_set()));
+  log.info(fmt::format("kernels: {}, {}, {}", kernels->description(), kernels->instruction_set(),
+                       options.precision == "f32" ? "f32" : "operands in bf16, sums in f32"));
+  if (kernels->precision() == Precision::emulated_bf16) {
+    log.warn("this CPU has no AVX512-BF16: bf16 is emulated, slower than --precision f32");
+  }
   warn_of_idle_ranks(comm, log, batch);
   warn_of_idle_threads(comm, log, batch, options.threads);
   if (options.reduction == "mpi") {

@@ -69,6 +69,7 @@ void check(const TrainOptions& o) {
   check_word("reduction", o.reduction, {"canonical", "mpi"});
   check_word("gradient_dtype", o.gradient_dtype, {"f32", "bf16"});
   check_word("kernels", o.kernels, {"auto", "onednn", "eigen"});
+  check_word("precision", o.precision, {"f32", "bf16"});
   check_word("on_save_failure", o.on_save_failure, {"continue", "stop"});
   check_data_dir(o.dataset, o.data_dir);
   if (!(o.learning_rate >= 0) || !std::isfinite(o.learning_rate)) {
@@ -214,7 +215,6 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   TrainOptions& o = parsed.options;
   std::string hidden = "512,512";
   std::string no_decay = fmt::format("{}", fmt::join(o.no_decay, ","));
-  std::string precision = "f32";
   std::vector<std::string> allow_change;
   std::vector<std::string> init_tensors;
   std::vector<std::string> import_tensors;
@@ -311,8 +311,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
                   "go on from this checkpoint of the directory, not the newest")(
       "fresh", po::bool_switch(&o.fresh), "set the directory's checkpoints aside and begin anew")(
       "allow_change", po::value(&allow_change),
-      "a setting that may differ from the checkpoint's (learning_rate, schedule); may be repeated")(
-      "steal", po::value(&o.steal), "take the directory from the living job with this id")(
+      "a setting that may differ from the checkpoint's (learning_rate, schedule, precision); may be "
+      "repeated")("steal", po::value(&o.steal), "take the directory from the living job with this id")(
       "on_save_failure", po::value(&o.on_save_failure)->default_value(o.on_save_failure), "continue or stop")(
       "summary_dir", po::value(&o.summary_dir), "event files for TensorBoard; default: checkpoint_dir")(
       "save_summaries_steps", po::value(&o.save_summaries_steps)->default_value(o.save_summaries_steps), "")(
@@ -327,7 +327,9 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "reduction", po::value(&o.reduction)->default_value(o.reduction),
       "canonical: same bits on any number of ranks; mpi: MPI_Iallreduce, same bits only on the same layout")(
       "kernels", po::value(&o.kernels)->default_value(o.kernels), "matrix library: auto, onednn or eigen")(
-      "precision", po::value(&precision)->default_value(precision), "f32")(
+      "precision", po::value(&o.precision)->default_value(o.precision),
+      "of what is multiplied in products and convolutions: f32, or bf16 (sums, parameters and all else stay "
+      "f32; emulated, and slower, on a CPU without AVX512-BF16)")(
       "gradient_dtype", po::value(&o.gradient_dtype)->default_value(o.gradient_dtype),
       "f32, or bf16: half the bytes between nodes, rounded with error feedback; same bits only on the same "
       "nodes and ranks")(
@@ -403,7 +405,6 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
   o.init_tensors = init_tensors;
   o.import_tensors = import_tensors;
   o.allow_change.insert(allow_change.begin(), allow_change.end());
-  check_word("precision", precision, {"f32"}, {"bf16"});
   check(o);
   return parsed;
 }

@@ -71,6 +71,7 @@ struct TrainOptions {
   std::int64_t bucket_bytes = 0;
   std::string gradient_dtype = "f32";
   std::string kernels = "auto";
+  std::string precision = "f32";
   int prefetch = 0;
   int threads = 1;
   double hang_limit_secs = 600;

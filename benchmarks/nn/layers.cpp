@@ -1,11 +1,11 @@
 // How near does each layer of the networks come to what the core can do?
 //
-//   OMP_NUM_THREADS=1 nn_layers [--kernels onednn|eigen] [NAME...]
+//   OMP_NUM_THREADS=1 nn_layers [--kernels onednn|eigen] [--precision f32|bf16] [NAME...]
 //
 // NAME selects layers whose line contains it. For each: the best times of forward and backward, and where it
-// has matrix work the share of the matrix peak, which is that of a product of 1024 (fp32), measured before
-// and after. Layers that the aim of 80 % holds for (Dense with all dimensions of at least 128, convolutions
-// of at least 32 channels in and out) are marked.
+// has matrix work the share of the matrix peak, which is that of a product of 1024 (in that precision),
+// measured before and after. Layers that the aim of 80 % holds for (Dense with all dimensions of at least
+// 128, convolutions of at least 32 channels in and out) are marked.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -179,15 +179,18 @@ void measure(const Case& c, const Kernels& kernels, Clock& clock, double peak) {
 
 int main(int argc, char** argv) {
   KernelChoice choice = KernelChoice::automatic;
+  Precision precision = Precision::f32;
   std::vector<std::string> names;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--kernels") == 0 && i + 1 < argc) {
       choice = kernel_choice(argv[++i]);
+    } else if (std::strcmp(argv[i], "--precision") == 0 && i + 1 < argc) {
+      precision = precision_choice(argv[++i]);
     } else {
       names.emplace_back(argv[i]);
     }
   }
-  const auto kernels = make_kernels(choice);
+  const auto kernels = make_kernels(choice, precision);
   SystemClock clock;
   double peak = 0;
   for (int i = 0; i < 8; ++i) peak = std::max(peak, matrix_peak(*kernels, clock));

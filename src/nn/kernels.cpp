@@ -1,11 +1,14 @@
 #include <array>
 #include <cstddef>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/nn/kernels.hpp>
 
+#include "bf16_product.hpp"
+#include "emulated_bf16.hpp"
 #include "kernels_internal.hpp"
 
 namespace lockstep {
@@ -23,11 +26,19 @@ std::vector<KernelChoice> built_kernels() {
   return kernels;
 }
 
-std::unique_ptr<Kernels> make_kernels(KernelChoice choice) {
+Precision precision_choice(std::string_view word) {
+  if (word == "f32") return Precision::f32;
+  if (word == "bf16") return Precision::bf16;
+  throw UsageError(fmt::format("precision '{}' is unknown; choose f32 or bf16", word));
+}
+
+std::unique_ptr<Kernels> make_kernels(KernelChoice choice, Precision precision) {
   if (choice == KernelChoice::automatic) {
     choice = onednn_is_built() ? KernelChoice::onednn : KernelChoice::eigen;
   }
-  return choice == KernelChoice::onednn ? make_onednn_kernels() : make_eigen_kernels();
+  const bool native = precision == Precision::bf16 && has_bf16_products();
+  auto kernels = choice == KernelChoice::onednn ? make_onednn_kernels(native) : make_eigen_kernels(native);
+  return precision == Precision::f32 || native ? std::move(kernels) : emulate_bf16(std::move(kernels));
 }
 
 void warm_up(const Kernels& kernels) {

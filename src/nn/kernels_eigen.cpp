@@ -9,6 +9,7 @@
 #include <Eigen/Core>
 #include <fmt/format.h>
 
+#include "bf16_product.hpp"
 #include "convolution_by_products.hpp"
 #include "kernels_internal.hpp"
 
@@ -57,6 +58,8 @@ void multiply_columns(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int
 
 class EigenKernels final : public Kernels {
  public:
+  explicit EigenKernels(bool bf16) : bf16_(bf16) {}
+
   std::string_view name() const noexcept override { return "eigen"; }
 
   std::string description() const override {
@@ -65,11 +68,20 @@ class EigenKernels final : public Kernels {
                        kColumns);
   }
 
-  std::string instruction_set() const override { return Eigen::SimdInstructionSetsInUse(); }
+  std::string instruction_set() const override {
+    return Eigen::SimdInstructionSetsInUse() + std::string(bf16_ ? ", AVX512-BF16" : "");
+  }
+
+  Precision precision() const noexcept override { return bf16_ ? Precision::bf16 : Precision::f32; }
 
   void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
             const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate, float* c,
             std::int64_t ldc) const override {
+    if (bf16_) {
+      bf16_product(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, n, k, a, lda, b, ldb,
+                   accumulate, c, ldc);
+      return;
+    }
     for (std::int64_t j = 0; j < n; j += kColumns) {
       const std::int64_t columns = std::min(kColumns, n - j);
       multiply_columns(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, columns, k, a, lda,
@@ -80,13 +92,16 @@ class EigenKernels final : public Kernels {
   std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape, std::int64_t) const override {
     return convolution_by_products(*this, shape);
   }
+
+ private:
+  bool bf16_;
 };
 
 }  // namespace
 
-std::unique_ptr<Kernels> make_eigen_kernels() {
+std::unique_ptr<Kernels> make_eigen_kernels(bool bf16) {
   Eigen::setCpuCacheSizes(kFirstCache, kSecondCache, kThirdCache);
-  return std::make_unique<EigenKernels>();
+  return std::make_unique<EigenKernels>(bf16);
 }
 
 }  // namespace lockstep

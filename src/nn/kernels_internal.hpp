@@ -6,10 +6,11 @@
 
 namespace lockstep {
 
-std::unique_ptr<Kernels> make_eigen_kernels();
+/// With `bf16` (which the CPU must have) products, and convolutions too, have operands in bf16.
+std::unique_ptr<Kernels> make_eigen_kernels(bool bf16);
 
 /// The build compiles kernels_onednn.cpp where the library was found, and kernels_no_onednn.cpp elsewhere.
 bool onednn_is_built() noexcept;
-std::unique_ptr<Kernels> make_onednn_kernels();
+std::unique_ptr<Kernels> make_onednn_kernels(bool bf16);
 
 }  // namespace lockstep

@@ -8,7 +8,7 @@ bool onednn_is_built() noexcept {
   return false;
 }
 
-std::unique_ptr<Kernels> make_onednn_kernels() {
+std::unique_ptr<Kernels> make_onednn_kernels(bool) {
   throw UsageError(
       "this build has no oneDNN kernels; choose eigen, or install libdnnl-dev and configure again");
 }

@@ -1,5 +1,6 @@
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <utility>
@@ -11,6 +12,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/nn/elementwise.hpp>
 
+#include "bf16_product.hpp"
 #include "kernels_internal.hpp"
 
 // Of the OpenMP run time that oneDNN is linked with. Declared here since not every compiler that can build
@@ -91,10 +93,12 @@ void point(dnnl::memory& memory, std::span<const float> values) {
 }
 
 /// The library's convolutions over plain channels-last samples. The weights are rearranged to what each
-/// primitive likes best, in memory that is kept.
+/// primitive likes best, in memory that is kept; likewise inputs and gradients of outputs, if they are to be
+/// rounded to bf16.
 class OneDnnConvolution final : public Convolution {
  public:
-  OneDnnConvolution(const ConvolutionShape& shape, std::int64_t samples) : shape_(shape), stream_(engine()) {
+  OneDnnConvolution(const ConvolutionShape& shape, std::int64_t samples, bool bf16)
+      : shape_(shape), bf16_(bf16), stream_(engine()) {
     guarded("a convolution", [&] { at(samples); });
   }
 
@@ -103,11 +107,10 @@ class OneDnnConvolution final : public Convolution {
     guarded("a convolution", [&] {
       Sized& sized = at(samples);
       Pass& pass = forward_pass(sized, !bias.empty());
-      point(sized.input, input);
       point(sized.output, output);
       if (!bias.empty()) point(sized.bias, bias);
       pack(pass, weight);
-      pass.primitive->run<4>(stream_, {{{DNNL_ARG_SRC, &sized.input},
+      pass.primitive->run<4>(stream_, {{{DNNL_ARG_SRC, operand(sized.input, sized.rounded_input, input)},
                                         {DNNL_ARG_WEIGHTS, &pass.packed},
                                         {DNNL_ARG_BIAS, bias.empty() ? nullptr : &sized.bias},
                                         {DNNL_ARG_DST, &sized.output}}});
@@ -120,11 +123,11 @@ class OneDnnConvolution final : public Convolution {
       Sized& sized = at(samples);
       Pass& pass = input_gradient_pass(sized);
       point(sized.input, input_gradient);
-      point(sized.output, output_gradient);
       pack(pass, weight);
-      pass.primitive->run<3>(stream_, {{{DNNL_ARG_DIFF_DST, &sized.output},
-                                        {DNNL_ARG_WEIGHTS, &pass.packed},
-                                        {DNNL_ARG_DIFF_SRC, &sized.input}}});
+      pass.primitive->run<3>(
+          stream_, {{{DNNL_ARG_DIFF_DST, operand(sized.output, sized.rounded_output, output_gradient)},
+                     {DNNL_ARG_WEIGHTS, &pass.packed},
+                     {DNNL_ARG_DIFF_SRC, &sized.input}}});
     });
   }
 
@@ -134,13 +137,12 @@ class OneDnnConvolution final : public Convolution {
     guarded("the gradient of a convolution's weights", [&] {
       Sized& sized = at(samples);
       Pass& pass = weight_gradient_pass(sized);
-      point(sized.input, input);
-      point(sized.output, output_gradient);
       point(pass.plain, weight_gradient);
       if (pass.reorder == nullptr) point(pass.packed, weight_gradient);
-      pass.primitive->run<3>(stream_, {{{DNNL_ARG_SRC, &sized.input},
-                                        {DNNL_ARG_DIFF_DST, &sized.output},
-                                        {DNNL_ARG_DIFF_WEIGHTS, &pass.packed}}});
+      pass.primitive->run<3>(
+          stream_, {{{DNNL_ARG_SRC, operand(sized.input, sized.rounded_input, input)},
+                     {DNNL_ARG_DIFF_DST, operand(sized.output, sized.rounded_output, output_gradient)},
+                     {DNNL_ARG_DIFF_WEIGHTS, &pass.packed}}});
       if (pass.reorder != nullptr) {
         pass.reorder->run<2>(stream_, {{{DNNL_ARG_FROM, &pass.packed}, {DNNL_ARG_TO, &pass.plain}}});
       }
@@ -164,11 +166,13 @@ class OneDnnConvolution final : public Convolution {
   struct Sized {
     std::int64_t samples = 0;
     Desc input_desc, output_desc, bias_desc;
-    Desc weight_desc;      // as they lie in the arena
-    Desc any_weight_desc;  // as each primitive likes
+    Desc weight_desc;               // as they lie in the arena
+    Desc any_weight_desc;           // as each primitive likes
+    Desc any_weight_gradient_desc;  // in fp32 in any case
     dnnl::memory::dims stride, padding;
     dnnl::memory input, output, bias;
-    std::array<Pass, 2> forward;  // without and with bias; all are made when first used
+    dnnl::memory rounded_input, rounded_output;  // in bf16 alone
+    std::array<Pass, 2> forward;                 // without and with bias; all are made when first used
     Pass input_gradient;
     Pass weight_gradient;
   };
@@ -177,6 +181,24 @@ class OneDnnConvolution final : public Convolution {
     if (pass.reorder == nullptr) return point(pass.packed, weight);
     point(pass.plain, weight);
     pass.reorder->run<2>(stream_, {{{DNNL_ARG_FROM, &pass.plain}, {DNNL_ARG_TO, &pass.packed}}});
+  }
+
+  /// `values` as a primitive takes them: where they lie, or rounded.
+  const dnnl::memory* operand(dnnl::memory& plain, const dnnl::memory& rounded,
+                              std::span<const float> values) const {
+    if (!bf16_) {
+      point(plain, values);
+      return &plain;
+    }
+    round_to_bf16(values, static_cast<std::uint16_t*>(rounded.get_data_handle()));
+    return &rounded;
+  }
+
+  Desc input_operand(const Sized& sized) const {
+    return bf16_ ? sized.rounded_input.get_desc() : sized.input_desc;
+  }
+  Desc output_operand(const Sized& sized) const {
+    return bf16_ ? sized.rounded_output.get_desc() : sized.output_desc;
   }
 
   Sized& at(std::int64_t samples) {
@@ -213,10 +235,10 @@ class OneDnnConvolution final : public Convolution {
     using Forward = dnnl::convolution_forward;
     constexpr auto kTraining = dnnl::prop_kind::forward_training;
     const auto desc =
-        bias ? Forward::desc(kTraining, kDirect, sized.input_desc, sized.any_weight_desc, sized.bias_desc,
+        bias ? Forward::desc(kTraining, kDirect, input_operand(sized), sized.any_weight_desc, sized.bias_desc,
                              sized.output_desc, sized.stride, sized.padding, sized.padding)
-             : Forward::desc(kTraining, kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc,
-                             sized.stride, sized.padding, sized.padding);
+             : Forward::desc(kTraining, kDirect, input_operand(sized), sized.any_weight_desc,
+                             sized.output_desc, sized.stride, sized.padding, sized.padding);
     return {desc, own_scratchpad(), engine()};
   }
 
@@ -235,8 +257,8 @@ class OneDnnConvolution final : public Convolution {
     Pass& pass = sized.input_gradient;
     if (pass.primitive == nullptr) {
       const Backward::primitive_desc described(
-          Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc, sized.stride,
-                         sized.padding, sized.padding),
+          Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, output_operand(sized),
+                         sized.stride, sized.padding, sized.padding),
           own_scratchpad(), engine(), describe_forward(sized, false));
       pass = make_pass(Backward(described), described.scratchpad_desc(), described.weights_desc(),
                        sized.weight_desc, false);
@@ -249,8 +271,8 @@ class OneDnnConvolution final : public Convolution {
     Pass& pass = sized.weight_gradient;
     if (pass.primitive == nullptr) {
       const Backward::primitive_desc described(
-          Backward::desc(kDirect, sized.input_desc, sized.any_weight_desc, sized.output_desc, sized.stride,
-                         sized.padding, sized.padding),
+          Backward::desc(kDirect, input_operand(sized), sized.any_weight_gradient_desc, output_operand(sized),
+                         sized.stride, sized.padding, sized.padding),
           own_scratchpad(), engine(), describe_forward(sized, false));
       pass = make_pass(Backward(described), described.scratchpad_desc(), described.diff_weights_desc(),
                        sized.weight_desc, true);
@@ -295,7 +317,7 @@ class OneDnnConvolution final : public Convolution {
     }
     strides.insert(strides.end(), kernel_strides.begin(), kernel_strides.end());
     const Desc plain(weights, kFloat, strides);
-    const Desc any(weights, kFloat, memory::format_tag::any);
+    const auto operand = bf16_ ? memory::data_type::bf16 : kFloat;
 
     auto sized = std::make_unique<Sized>();
     sized->samples = samples;
@@ -303,22 +325,30 @@ class OneDnnConvolution final : public Convolution {
     sized->output_desc = output_desc;
     sized->bias_desc = bias_desc;
     sized->weight_desc = plain;
-    sized->any_weight_desc = any;
+    sized->any_weight_desc = Desc(weights, operand, memory::format_tag::any);
+    sized->any_weight_gradient_desc = Desc(weights, kFloat, memory::format_tag::any);
     sized->stride = stride;
     sized->padding = padding;
     sized->input = foreign(input_desc);
     sized->output = foreign(output_desc);
     sized->bias = foreign(bias_desc);
+    if (bf16_) {
+      sized->rounded_input = memory(Desc(input, operand, tag), engine());
+      sized->rounded_output = memory(Desc(output, operand, tag), engine());
+    }
     return sized;
   }
 
   ConvolutionShape shape_;
+  bool bf16_;
   dnnl::stream stream_;
   std::vector<std::unique_ptr<Sized>> sizes_;
 };
 
 class OneDnnKernels final : public Kernels {
  public:
+  explicit OneDnnKernels(bool bf16) : bf16_(bf16) {}
+
   std::string_view name() const noexcept override { return "onednn"; }
 
   std::string description() const override {
@@ -348,9 +378,16 @@ class OneDnnKernels final : public Kernels {
     }
   }
 
+  Precision precision() const noexcept override { return bf16_ ? Precision::bf16 : Precision::f32; }
+
   void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
             const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate, float* c,
             std::int64_t ldc) const override {
+    if (bf16_) {
+      bf16_product(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, n, k, a, lda, b, ldb,
+                   accumulate, c, ldc);
+      return;
+    }
     const OneThread one_thread;
     const auto letter = [](Transpose transpose) { return transpose == Transpose::yes ? 'T' : 'N'; };
     const dnnl_status_t status = dnnl_sgemm(letter(transpose_a), letter(transpose_b), m, n, k, 1.0F, a, lda,
@@ -363,8 +400,11 @@ class OneDnnKernels final : public Kernels {
 
   std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape,
                                            std::int64_t samples) const override {
-    return std::make_unique<OneDnnConvolution>(shape, samples);
+    return std::make_unique<OneDnnConvolution>(shape, samples, bf16_);
   }
+
+ private:
+  bool bf16_;
 };
 
 }  // namespace
@@ -373,8 +413,8 @@ bool onednn_is_built() noexcept {
   return true;
 }
 
-std::unique_ptr<Kernels> make_onednn_kernels() {
-  return std::make_unique<OneDnnKernels>();
+std::unique_ptr<Kernels> make_onednn_kernels(bool bf16) {
+  return std::make_unique<OneDnnKernels>(bf16);
 }
 
 }  // namespace lockstep

@@ -94,6 +94,46 @@ class SameBits(EndToEnd):
         judged = json.loads((self.folder / "eval.json").read_text())
         self.assertEqual((judged["rmse"], judged["loss"]), (report["test_rmse"], report["test_loss"]))
 
+    def test_bf16(self):
+        text = self.folder / "a.txt"
+        text.write_bytes(b"".join(b"%d times %d is %d. " % (i, j, i * j) for i in range(30) for j in range(10)))
+        for changes in ({"dataset": "fashion-mnist", "data_dir": None, "model": "lenet", "hidden": None, "last_step": 6,
+                         "global_batch": 24, "micro_batch": 4, "learning_rate": 0.02},
+                        {"dataset": "text", "data_dir": text, "model": "gpt", "layers": 2, "width": 32, "heads": 2,
+                         "context": 16, "hidden": None, "last_step": 10, "global_batch": 12, "micro_batch": 2,
+                         "optimizer": "adamw", "learning_rate": 0.01}):
+            exact = self.bits(1, **changes)
+            report = self.train(1, **changes, precision="bf16")
+            self.assertEqual(report["precision"], "bf16")
+            self.assertEqual(report["precision_emulated"], "bf16 is emulated" in report["stderr"])
+            expected = {key: report[key] for key in BITS if key in report}
+            self.assertNotEqual(expected["parameters_digest"], exact["parameters_digest"])
+            for ranks, variant in ((2, {"threads": 2}), (5, {})):
+                with self.subTest(model=changes["model"], ranks=ranks, **variant):
+                    self.assertEqual(self.bits(ranks, **changes, **variant, precision="bf16"), expected)
+
+    def test_a_checkpoint_goes_on_in_its_precision_or_where_a_change_is_allowed(self):
+        directory = self.folder / "run"
+        exact = self.bits(1)
+        rounded = self.bits(1, precision="bf16")
+        self.train(2, checkpoint_dir=directory, last_step=13, precision="bf16")
+        before = harness.snapshot(directory)
+        refused = harness.run_each(2, harness.TRAIN, *self.options(checkpoint_dir=directory))
+        self.assertEqual(refused.codes, [78, 78], str(refused))
+        self.assertRegex(refused.err, "precision.*bf16.*f32")
+        self.assertEqual(harness.snapshot(directory).keys(), before.keys())
+        self.assertEqual(self.bits(3, checkpoint_dir=directory, precision="bf16"), rounded)
+        ended = harness.run(1, harness.EVAL, "--checkpoint_dir", directory, "--dataset", "idx", "--data_dir", self.data,
+                            "--report", self.folder / "eval.json")
+        self.assertEqual(ended.code, 0, str(ended))
+        judged = json.loads((self.folder / "eval.json").read_text())
+        self.assertEqual((judged["precision"], judged["accuracy"]), ("bf16", rounded["test_accuracy"]))
+        shutil.rmtree(directory)
+        self.train(2, checkpoint_dir=directory, last_step=13, precision="bf16")
+        moved = self.train(1, checkpoint_dir=directory, allow_change="precision")
+        self.assertEqual(moved["precision"], "f32")
+        self.assertAlmostEqual(moved["loss"], exact["loss"], delta=0.02 * exact["loss"])
+
     def test_nodes_prefetch_and_optimizers(self):
         for optimizer, rate in (("momentum", 0.1), ("adam", 0.001)):
             changes = {"optimizer": optimizer, "learning_rate": rate}

@@ -133,33 +133,38 @@ struct Case {
 };
 
 TEST_CASE("convolutions are what they say for ragged shapes and every library") {
-  for (const auto& kernels : test::all_kernels()) {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
     for (const ConvolutionShape& shape : ragged_shapes()) {
       const Case c{shape, 3};
       CAPTURE(kernels->name());
+      CAPTURE(static_cast<int>(kernels->precision()));
       CAPTURE(to_string({shape.input[0], shape.input[1], shape.input[2], shape.input_channels}));
       CAPTURE(to_string(
           {shape.kernel[2], shape.stride[2], shape.padding[2], shape.groups, shape.output_channels}));
       const auto convolution = kernels->convolution(shape, 3);
       const Run run = c.run(*convolution);
-      const Reference expected(shape, 3, c.input, c.weight, c.bias, c.gradient);
+      const auto input = test::as_operands(*kernels, c.input);
+      const auto weight = test::as_operands(*kernels, c.weight);
+      const auto gradient = test::as_operands(*kernels, c.gradient);
+      const Reference expected(shape, 3, input, weight, c.bias, gradient);
       check_close("output", run.output, expected.output);
       check_close("input gradient", run.input_gradient, expected.input_gradient);
       check_close("weight gradient", run.weight_gradient, expected.weight_gradient);
-      check_close("bias gradient", run.bias_gradient, expected.bias_gradient);
+      check_close("bias gradient", run.bias_gradient,
+                  Reference(shape, 3, c.input, c.weight, c.bias, c.gradient).bias_gradient);
       // Without a bias, too.
       std::vector<float> output(c.gradient.size()), weight_gradient(c.weight.size());
       convolution->forward(3, c.input, c.weight, {}, output);
       convolution->weight_gradient(3, c.input, c.gradient, weight_gradient, {});
       const std::vector<float> zeros(c.bias.size());
-      check_close("without bias", output, Reference(shape, 3, c.input, c.weight, zeros, c.gradient).output);
+      check_close("without bias", output, Reference(shape, 3, input, weight, zeros, gradient).output);
       check_close("weight gradient alone", weight_gradient, expected.weight_gradient);
     }
   }
 }
 
 TEST_CASE("convolutions have the same bits twice, from another object, and at other addresses") {
-  for (const auto& kernels : test::all_kernels()) {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
     for (const ConvolutionShape& shape : ragged_shapes()) {
       CAPTURE(kernels->name());
       const Case c{shape, 2};

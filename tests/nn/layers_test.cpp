@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/nn/conv2d.hpp>
+#include <lockstep/nn/conv_transpose2d.hpp>
 #include <lockstep/nn/dense.hpp>
 #include <lockstep/nn/elementwise.hpp>
 #include <lockstep/nn/gradient_check.hpp>
@@ -35,6 +37,29 @@ TEST_CASE("the gradients of Dense agree with differences for ragged shapes and e
           }
         }
       }
+    }
+  }
+}
+
+// What bf16 keeps of a number is within 2^-9 of it, so differences of what it was before are good to that
+// share of the numbers, not of the step: steps are long, which functions that are linear allow.
+TEST_CASE("in bf16 the gradients of Dense and of convolutions agree with differences within its rounding") {
+  const GradientCheckOptions options{.step = 2};
+  for (const KernelChoice choice : built_kernels()) {
+    for (const Precision precision : {Precision::bf16, Precision::emulated_bf16}) {
+      const auto kernels = make_kernels(choice, precision);
+      CAPTURE(kernels->name());
+      const auto check = [&](std::unique_ptr<Layer> layer, const Shape& input) {
+        CAPTURE(layer->describe());
+        const GradientReport report = check_gradients(std::move(layer), input, *kernels, options);
+        INFO(report.where);
+        CHECK(report.worst < 1e-2);
+        CHECK(report.skipped < report.checked / 20);
+      };
+      check(std::make_unique<Dense>(17), {33});
+      check(std::make_unique<Dense>(40), {7, 5});
+      check(std::make_unique<Conv2d>(6, 3, ConvolutionOptions{.stride = 2, .padding = 1}), {5, 6, 4});
+      check(std::make_unique<ConvTranspose2d>(4, 2, 2), {3, 4, 3});
     }
   }
 }

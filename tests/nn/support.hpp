@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include <lockstep/base/bfloat16.hpp>
 #include <lockstep/base/random.hpp>
 #include <lockstep/nn/dense.hpp>
 #include <lockstep/nn/kernels.hpp>
@@ -41,6 +42,25 @@ inline std::vector<std::unique_ptr<Kernels>> all_kernels() {
   std::vector<std::unique_ptr<Kernels>> kernels;
   for (const KernelChoice choice : built_kernels()) kernels.push_back(make_kernels(choice));
   return kernels;
+}
+
+/// The same in every precision that this CPU has, and in bf16 as it is emulated where a CPU has none.
+inline std::vector<std::unique_ptr<Kernels>> all_kernels_and_precisions() {
+  std::vector<std::unique_ptr<Kernels>> kernels = all_kernels();
+  for (const KernelChoice choice : built_kernels()) {
+    for (const Precision precision : {Precision::bf16, Precision::emulated_bf16}) {
+      kernels.push_back(make_kernels(choice, precision));
+    }
+  }
+  return kernels;
+}
+
+/// The values that kernels multiply in place of `values`.
+inline std::vector<float> as_operands(const Kernels& kernels, std::vector<float> values) {
+  if (kernels.precision() != Precision::f32) {
+    for (float& value : values) value = from_bfloat16(to_bfloat16(value));
+  }
+  return values;
 }
 
 /// A copy of some values that starts `shift` floats behind a 64-byte boundary.

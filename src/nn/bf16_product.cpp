@@ -21,7 +21,7 @@ std::int64_t pieces_of(std::int64_t size, std::int64_t most) {
 
 /// The rounded blocks that a thread works on.
 struct alignas(64) Blocks {
-  std::array<std::uint32_t, std::max(kBlockRows * kRowDistance, kPairs * kPairDistance)> a;
+  std::array<std::uint32_t, std::max(kBlockRows* kRowDistance, kPairs* kPairDistance)> a;
   std::array<std::uint32_t, kPairs * kBlockColumns> b;
 };
 
@@ -33,7 +33,8 @@ Blocks& blocks_of_this_thread() {
 }  // namespace
 
 bool has_bf16_products() noexcept {
-  static const bool has = __builtin_cpu_supports("avx512bf16") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+  static const bool has = __builtin_cpu_supports("avx512bf16") != 0 &&
+                          __builtin_cpu_supports("avx512vl") != 0 &&
                           __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0;
   return has;
 }
@@ -53,13 +54,22 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
       const std::int64_t terms = std::min(kTerms, k - p);
       const std::int64_t pairs = (terms + 1) / 2;
       const bool add = accumulate || p > 0;
-      const auto panel = [&](std::int64_t column) { return blocks.b.data() + column / kColumns * kColumns * kPairs; };
-      for (std::int64_t column = 0; column < columns; column += kColumns) {
-        const std::int64_t width = std::min(kColumns, columns - column);
-        if (transpose_b) {
-          pack_pairs_transposed(terms, width, b + (j + column) * ldb + p, ldb, panel(column));
-        } else {
-          pack_pairs(terms, width, b + p * ldb + j + column, ldb, kColumns, panel(column));
+      const auto panel = [&](std::int64_t column) {
+        return blocks.b.data() + column / kColumns * kColumns * kPairs;
+      };
+      if (transpose_b) {
+        for (std::int64_t column = 0; column < columns; column += kColumns) {
+          pack_pairs_transposed(terms, std::min(kColumns, columns - column), b + (j + column) * ldb + p, ldb,
+                                panel(column));
+        }
+      } else {
+        // A few pairs of all panels after each other: the rows of B are read in long pieces.
+        constexpr std::int64_t kSome = 8;
+        for (std::int64_t some = 0; some < terms; some += kSome) {
+          for (std::int64_t column = 0; column < columns; column += kColumns) {
+            pack_pairs(std::min(kSome, terms - some), std::min(kColumns, columns - column),
+                       b + (p + some) * ldb + j + column, ldb, kColumns, panel(column) + some / 2 * kColumns);
+          }
         }
       }
       const std::int64_t blocks_of_rows = pieces_of(m, kBlockRows);
@@ -77,8 +87,8 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
           for (std::int64_t t = 0; t < tiles; ++t) {
             const std::int64_t begin = rows * t / tiles;  // likewise
             const std::int64_t height = rows * (t + 1) / tiles - begin;
-            tile(order, height, width, pairs, blocks.a.data() + begin * (transpose_a ? 1 : kRowDistance), panel(column),
-                 add, c + (i + begin) * ldc + j + column, ldc);
+            tile(order, height, width, pairs, blocks.a.data() + begin * (transpose_a ? 1 : kRowDistance),
+                 panel(column), add, c + (i + begin) * ldc + j + column, ldc);
           }
         }
       }

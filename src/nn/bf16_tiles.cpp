@@ -18,9 +18,8 @@ __m512i rounded(__m512 low, __m512 high) noexcept {
 
 /// 16 pairs of one element of `low` and one of `high` each.
 __m512i pairs_of(__m512 low, __m512 high) noexcept {
-  const __m512i order =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                       19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                                         22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, rounded(low, high));
 }
 
@@ -84,8 +83,8 @@ void sized_tile(std::int64_t columns, std::int64_t pairs, const std::uint32_t* a
   }
 }
 
-using SizedTile = void (*)(std::int64_t, std::int64_t, const std::uint32_t*, const std::uint32_t*, bool, float*,
-                           std::int64_t) noexcept;
+using SizedTile = void (*)(std::int64_t, std::int64_t, const std::uint32_t*, const std::uint32_t*, bool,
+                           float*, std::int64_t) noexcept;
 
 template <int Vectors, std::int64_t Row, std::int64_t Pair>
 SizedTile of_rows(std::int64_t rows) noexcept {
@@ -168,7 +167,8 @@ void round(std::int64_t count, const float* values, std::uint16_t* halves) noexc
   constexpr std::int64_t kBoth = 2 * kLanes;
   std::int64_t i = 0;
   for (; i + kBoth <= count; i += kBoth) {
-    _mm512_storeu_si512(halves + i, rounded(_mm512_loadu_ps(values + i), _mm512_loadu_ps(values + i + kLanes)));
+    _mm512_storeu_si512(halves + i,
+                        rounded(_mm512_loadu_ps(values + i), _mm512_loadu_ps(values + i + kLanes)));
   }
   if (i == count) return;
   const __m512i rest = rounded(_mm512_maskz_loadu_ps(first(count - i), values + i),

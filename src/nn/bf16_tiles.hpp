@@ -16,7 +16,7 @@ constexpr std::int64_t kBlockRows = 168;  ///< of a block of A
 
 /// How a block of A lies: the pairs of each row side by side, or the same pair of all rows.
 enum class Order : bool { rows, pairs };
-constexpr std::int64_t kRowDistance = kPairs + 16;       ///< no power of two
+constexpr std::int64_t kRowDistance = kPairs + 16;      ///< no power of two
 constexpr std::int64_t kPairDistance = kBlockRows + 8;  ///< whole vectors
 
 /// Rounds rows [0, rows) and terms [0, terms) of A, whose rows lie `lda` apart, for Order::rows.

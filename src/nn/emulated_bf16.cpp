@@ -23,8 +23,8 @@ std::span<const float> round_into(std::vector<float>& room, std::span<const floa
 }
 
 /// The same of rows that lie `distance` apart, as rows without a distance.
-const float* round_rows(std::vector<float>& room, std::int64_t rows, std::int64_t columns, const float* values,
-                        std::int64_t distance) {
+const float* round_rows(std::vector<float>& room, std::int64_t rows, std::int64_t columns,
+                        const float* values, std::int64_t distance) {
   const auto size = static_cast<std::size_t>(rows * columns);
   if (room.size() < size) room.resize(size);
   for (std::int64_t i = 0; i < rows; ++i) {

@@ -94,6 +94,7 @@ class BadInput(EndToEnd):
                 ({"bucket_bytes": -1}, ["--bucket_bytes -1", "0 to"]),
                 ({"shard_optimizer": 1, "reduction": "mpi"}, ["--shard_optimizer 1", "canonical"]),
                 ({"gradient_dtype": "bf16", "reduction": "mpi"}, ["--gradient_dtype bf16", "canonical"]),
+                ({"precision": "fp16"}, ["--precision 'fp16'", "f32, bf16"]),
                 ({"gradient_dtype": "f16"}, ["--gradient_dtype 'f16'", "f32, bf16"]),
         ]:
             with self.subTest(**changes):

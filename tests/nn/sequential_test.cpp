@@ -97,7 +97,7 @@ TEST_CASE("the gradients of a whole model agree with differences of its loss") {
 }
 
 TEST_CASE("loss and gradients have the same bits twice, from another workspace, and at other addresses") {
-  for (const auto& kernels : test::all_kernels()) {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
     CAPTURE(kernels->name());
     test::Trained trained({28, 28}, {65, 32}, 10);
     trained.ready();
@@ -111,7 +111,7 @@ TEST_CASE("loss and gradients have the same bits twice, from another workspace, 
 }
 
 TEST_CASE("threads with a workspace each share a model and get the same bits at the same time") {
-  for (const auto& kernels : test::all_kernels()) {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
     CAPTURE(kernels->name());
     test::Trained trained({100}, {65, 32}, 10);
     trained.ready();
@@ -190,7 +190,7 @@ TEST_CASE("gradients are written, not added, and padding stays zero") {
 }
 
 TEST_CASE("a step allocates nothing after the first, with every library") {
-  for (const auto& kernels : test::all_kernels()) {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
     CAPTURE(kernels->name());
     test::Trained trained({784}, {512, 100}, 10);
     const Momentum optimizer;
@@ -265,7 +265,7 @@ Sequential network_of(const std::string& name) {
 }
 
 TEST_CASE("no network's step allocates after the first, but for small objects of oneDNN's convolutions") {
-  for (const auto& kernels : test::all_kernels()) {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
     for (const std::string name : {"lenet", "resnet", "unet", "gpt"}) {
       CAPTURE(kernels->name());
       CAPTURE(name);

@@ -21,6 +21,7 @@ class CausalAttention final : public Layer {
   /// Throws UsageError for an input of other than 2 dimensions, or of features that are no multiple of
   /// 3 * heads.
   Shape declare(State& state, const std::string& name, const Shape& input) override;
+  std::unique_ptr<Plan> plan(const Kernels& kernels, std::int64_t samples) const override;
   std::size_t scratch_size(std::int64_t samples) const override;
   std::int64_t flops_per_sample() const override;
   void forward(const Pass& pass, std::span<const float> input, std::span<float> output,

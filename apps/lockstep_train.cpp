@@ -50,6 +50,7 @@ struct Machine {
   // From the start: a signal that comes while ranks meet or data is read stops the run at its first step.
   std::shared_ptr<ProcessSignals> signals = std::make_shared<ProcessSignals>(ProcessSignals::stop_signals());
   Seconds started = clock->now();
+  bool begun = false;  ///< a session has found its first values: whoever begins again goes on from there
 };
 
 /// The training data, being read while MPI starts, once the kernels are made.
@@ -414,7 +415,15 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     session_options.chief_only_hooks.push_back(
         std::make_shared<FailureReportHook>(options.report, *machine.files));
   }
+  if (machine.begun) {
+    SessionConfig& config = session_options.config;
+    config.fresh = false;
+    config.restore_from.clear();
+    const double gone = (machine.clock->now() - machine.started).count();
+    if (config.max_run_secs > 0) config.max_run_secs = std::max(1e-3, config.max_run_secs - gone);
+  }
   MonitoredTrainingSession session(comm, state, std::move(session_options));
+  machine.begun = true;
   log.info(fmt::format("sums: {}", session.reducer().describe()));
   log.info(
       fmt::format("parameters{} once a node{}, same bits {}",
@@ -513,7 +522,13 @@ int main(int argc, char** argv) {
   const CallWatch watch =
       watch_calls(*machine.executor, parsed.options.hang_limit_secs, parsed.options.max_wait_secs);
   const Environment environment(&argc, &argv);
-  const Communicator world = environment.world();
-  return run_program(world, misuse, parsed.print,
-                     [&] { return train(world, parsed.options, machine, load); });
+  bool again = false;
+  return run_program(environment, misuse, parsed.print, [&](const Communicator& world) {
+    if (std::exchange(again, true)) {
+      load = start_loading(parsed.options, machine);
+      const auto begun = world.all_gather(machine.begun ? 1 : 0);
+      machine.begun = std::ranges::find(begun, 1) != begun.end();
+    }
+    return train(world, parsed.options, machine, load);
+  });
 }

@@ -65,9 +65,12 @@ Seconds patience(const Communicator& world, const std::exception_ptr& failure, c
   return Seconds{world.is_chief() ? 2.0 : 3.0};  // so that the chief speaks, where it is there
 }
 
-/// The exit code on which all ranks agree.
-int leave(const Communicator& world, const Communicator& parting, ExitCode code,
-          const std::exception_ptr& failure) {
+/// Whether a rank has died and the others can go on without it.
+using Lost = std::function<bool()>;
+
+/// The exit code on which all ranks agree; none when a rank was lost.
+std::optional<int> leave(const Communicator& world, const Communicator& parting, ExitCode code,
+                         const std::exception_ptr& failure, const Lost& lost, bool again) {
   Ending mine;
   std::string text;
   WaitPolicy policy = parting.policy();
@@ -95,22 +98,22 @@ int leave(const Communicator& world, const Communicator& parting, ExitCode code,
     const int rank = static_cast<int>(first - endings.begin());
     text.resize(first->length);
     meeting.broadcast_values(std::span(text), rank);
-    if (world.is_chief() && speaks_for_tasks()) {
+    if (world.is_chief() && (again || speaks_for_tasks())) {
       std::fprintf(stderr, "error: %s%s\n", rank == 0 ? "" : fmt::format("rank {}: ", rank).c_str(),
                    text.c_str());
     }
     return first->code;
   } catch (const DeadlineExceeded& missing) {
+    if (lost()) return std::nullopt;
     if (!failure) world.abort(missing.exit_code(), text_of(missing));
     world.abort(code, code == ExitCode::try_again ? fmt::format("error: {}\n", text)
                                                   : fmt::format("error: rank {}: {}\n", world.rank(), text));
   }
 }
 
-}  // namespace
-
-int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
-                const std::function<ExitCode()>& body) {
+std::optional<int> attempt(const Communicator& world, const std::exception_ptr& misuse,
+                           const std::string& print, const std::function<ExitCode()>& body, const Lost& lost,
+                           bool again = false) {
   // Of its own, so that it is not mixed up with what a rank that fails leaves half done.
   const Communicator parting = world.split(0, world.rank());
   ThreadExecutor executor;
@@ -121,8 +124,8 @@ int run_program(const Communicator& world, const std::exception_ptr& misuse, con
   try {
     if (misuse) std::rethrow_exception(misuse);
     if (print.empty()) {
-      refuse_singletons(world);
-      watch.emplace(world, executor, process);
+      if (!again) refuse_singletons(world);
+      if (!Environment::survives_losses()) watch.emplace(world, executor, process);
       code = body();
     } else if (world.is_chief()) {
       std::fputs(print.c_str(), stdout);
@@ -130,7 +133,40 @@ int run_program(const Communicator& world, const std::exception_ptr& misuse, con
   } catch (...) {
     failure = std::current_exception();
   }
-  return leave(world, parting, code, failure);  // who is gone after this is not lost
+  if (failure && lost()) return std::nullopt;
+  return leave(world, parting, code, failure, lost, again);  // who is gone after this is not lost
+}
+
+}  // namespace
+
+int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
+                const std::function<ExitCode()>& body) {
+  return attempt(world, misuse, print, body, [] { return false; }).value();
+}
+
+int run_program(const Environment& environment, const std::exception_ptr& misuse, const std::string& print,
+                const std::function<ExitCode(const Communicator& world)>& body) {
+  std::optional<Communicator> world = environment.world();
+  for (bool again = false;; again = true) {
+    try {
+      const auto code = attempt(
+          *world, misuse, print, [&] { return body(*world); }, [&] { return environment.has_lost(); }, again);
+      if (code) return *code;
+    } catch (const DeadlineExceeded&) {
+      if (!environment.has_lost()) throw;
+    }
+    const int before = world->size();
+    try {
+      world = environment.survivors();
+    } catch (const DeadlineExceeded&) {
+      if (!environment.has_lost()) throw;
+      continue;  // one more
+    }
+    if (world->is_chief()) {
+      std::fprintf(stderr, "warning: %d of %d ranks died; %d go on from the newest checkpoint\n",
+                   before - world->size(), before, world->size());
+    }
+  }
 }
 
 }  // namespace lockstep

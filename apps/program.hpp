@@ -31,4 +31,10 @@ CallWatch watch_calls(Executor& executor, double hang_limit_secs, double max_wai
 int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
                 const std::function<ExitCode()>& body);
 
+/// The same for a body that can begin again: where MPI survives the loss of a rank, those that are left run
+/// it anew on a world of their own. What it made for the old one must have gone when it is left with an
+/// exception.
+int run_program(const Environment& environment, const std::exception_ptr& misuse, const std::string& print,
+                const std::function<ExitCode(const Communicator& world)>& body);
+
 }  // namespace lockstep

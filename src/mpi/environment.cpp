@@ -14,14 +14,14 @@
 namespace lockstep {
 namespace {
 
-Communicator duplicate_of(MPI_Comm comm, std::shared_ptr<bool> abandoned, WaitPolicy policy) {
+Communicator duplicate_of(MPI_Comm comm, std::shared_ptr<MpiFamily> family, WaitPolicy policy) {
   MPI_Comm duplicate = MPI_COMM_NULL;
   {
     const BlockingCall call("all ranks to make a communicator");
     check_mpi(MPI_Comm_dup(comm, &duplicate), "MPI_Comm_dup");
   }
   return Communicator(
-      std::make_shared<MpiTransport>(duplicate, is_oversubscribed(duplicate), std::move(abandoned)),
+      std::make_shared<MpiTransport>(duplicate, is_oversubscribed(duplicate), std::move(family)),
       std::move(policy));
 }
 
@@ -44,16 +44,34 @@ Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::un
 }
 
 Environment::~Environment() {
-  const bool abandoned = std::ranges::any_of(abandoned_, [](const auto& world) { return *world; });
+  const bool abandoned = std::ranges::any_of(families_, [](const auto& world) { return world->abandoned; });
   if (!finalize_ || abandoned || std::uncaught_exceptions() != exceptions_at_start_) return;
   const BlockingCall call("MPI to end on all ranks");
   MPI_Finalize();
 }
 
 Communicator Environment::world(WaitPolicy policy) const {
-  const auto abandoned = std::make_shared<bool>(false);
-  abandoned_.push_back(abandoned);
-  return duplicate_of(MPI_COMM_WORLD, abandoned, std::move(policy));
+  families_.push_back(std::make_shared<MpiFamily>());
+  // Else the first error ends the process.
+  if (survives_losses()) MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  return duplicate_of(MPI_COMM_WORLD, families_.back(), std::move(policy));
+}
+
+bool Environment::has_lost() const noexcept {
+  return !families_.empty() && lockstep::has_lost(families_.back()->root);
+}
+
+bool Environment::survives_losses() noexcept {
+  return lockstep::survives_losses();
+}
+
+Communicator Environment::survivors(WaitPolicy policy) const {
+  families_.back()->lost = true;
+  MPI_Comm left = without_lost(families_.back()->root);
+  families_.push_back(std::make_shared<MpiFamily>());
+  const bool oversubscribed = is_oversubscribed(left);
+  return Communicator(std::make_shared<MpiTransport>(left, oversubscribed, families_.back()),
+                      std::move(policy));
 }
 
 std::string Environment::library() {
@@ -65,7 +83,7 @@ std::string Environment::library() {
 }
 
 Communicator from_mpi(MPI_Comm comm, WaitPolicy policy) {
-  return duplicate_of(comm, std::make_shared<bool>(false), std::move(policy));
+  return duplicate_of(comm, std::make_shared<MpiFamily>(), std::move(policy));
 }
 
 }  // namespace lockstep

@@ -10,9 +10,12 @@
 #include <exception>
 #include <memory>
 #include <utility>
+#include <vector>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <lockstep/base/doze.hpp>
@@ -53,9 +56,9 @@ void combine_values(void* from, void* into, int* count, MPI_Datatype* type) {
 
 class MpiSharedMemory final : public SharedMemory {
  public:
-  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, FirstTouch touch, std::shared_ptr<const bool> abandoned,
+  MpiSharedMemory(MPI_Comm comm, std::size_t bytes, FirstTouch touch, std::shared_ptr<const MpiFamily> family,
                   std::shared_ptr<const bool> left)
-      : abandoned_(std::move(abandoned)), left_(std::move(left)) {
+      : family_(std::move(family)), left_(std::move(left)) {
     const BlockingCall call("all ranks of the node to share memory");
     MPI_Info info = MPI_INFO_NULL;
     check_mpi(MPI_Info_create(&info), "MPI_Info_create");
@@ -76,7 +79,7 @@ class MpiSharedMemory final : public SharedMemory {
     int finalized = 0;
     MPI_Finalized(&finalized);
     // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-    if (finalized != 0 || *abandoned_ || *left_ || std::uncaught_exceptions() != 0) return;
+    if (finalized != 0 || family_->is_broken() || *left_ || std::uncaught_exceptions() != 0) return;
     const BlockingCall call("all ranks of the node to free shared memory");
     MPI_Win_unlock_all(window_);
     MPI_Win_free(&window_);
@@ -99,9 +102,76 @@ class MpiSharedMemory final : public SharedMemory {
   // MPI promises no alignment: this much more is asked for and regions start at pages.
   static constexpr std::size_t kPage = 4096;
 
-  std::shared_ptr<const bool> abandoned_;
+  std::shared_ptr<const MpiFamily> family_;
   std::shared_ptr<const bool> left_;
   MPI_Win window_ = MPI_WIN_NULL;
+};
+
+/// The same without MPI's windows, which do not survive the loss of a rank: one region after the other in a
+/// segment of the operating system.
+class MappedMemory final : public SharedMemory {
+ public:
+  MappedMemory(MPI_Comm comm, int rank, int size, std::size_t bytes, FirstTouch touch) {
+    const BlockingCall call("all ranks of the node to share memory");
+    const std::uint64_t mine = (bytes + kPage - 1) / kPage * kPage;
+    std::vector<std::uint64_t> sizes(static_cast<std::size_t>(size));
+    check_mpi(MPI_Allgather(&mine, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, comm), "MPI_Allgather");
+    for (const std::uint64_t length : sizes) {
+      offsets_.push_back(total_);
+      total_ += length;
+    }
+    static int segments = 0;
+    std::array<char, 64> name{};
+    fmt::format_to_n(name.data(), name.size() - 1, "/lockstep-{}-{}", ::getpid(), ++segments);
+    int made = 0;
+    int file = -1;
+    if (rank == 0) {
+      file = ::shm_open(name.data(), O_RDWR | O_CREAT | O_EXCL, 0600);
+      // Reserved, so that a node without memory for it says so here and not with a signal.
+      if (file >= 0)
+        made = ::posix_fallocate(file, 0, static_cast<off_t>(std::max(total_, kPage))) == 0 ? 1 : 0;
+    }
+    check_mpi(MPI_Bcast(&made, 1, MPI_INT, 0, comm), "MPI_Bcast");
+    check_mpi(MPI_Bcast(name.data(), static_cast<int>(name.size()), MPI_CHAR, 0, comm), "MPI_Bcast");
+    if (rank != 0 && made != 0) file = ::shm_open(name.data(), O_RDWR, 0);
+    if (made != 0 && file >= 0) {
+      void* const start =
+          ::mmap(nullptr, std::max(total_, kPage), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+      if (start != MAP_FAILED) base_ = static_cast<std::byte*>(start);
+    }
+    if (file >= 0) ::close(file);
+    if (base_ != nullptr && touch == FirstTouch::owner) {
+      std::memset(base_ + offsets_[static_cast<std::size_t>(rank)], 0, mine);
+    }
+    int all = base_ != nullptr ? 1 : 0;
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
+    if (rank == 0) ::shm_unlink(name.data());
+    sizes_.assign(sizes.begin(), sizes.end());
+    if (all == 0) {
+      unmap();
+      throw EnvironmentError(
+          fmt::format("no {} bytes of memory can be shared on this node; see /dev/shm", total_));
+    }
+  }
+  ~MappedMemory() override { unmap(); }
+
+  std::span<std::byte> region(int rank) const override {
+    const auto i = static_cast<std::size_t>(rank);
+    return {base_ + offsets_[i], sizes_[i]};
+  }
+
+ private:
+  static constexpr std::size_t kPage = 4096;
+
+  void unmap() noexcept {
+    if (base_ != nullptr) ::munmap(base_, std::max(total_, kPage));
+    base_ = nullptr;
+  }
+
+  std::byte* base_ = nullptr;
+  std::size_t total_ = 0;
+  std::vector<std::size_t> offsets_;
+  std::vector<std::size_t> sizes_;
 };
 
 }  // namespace
@@ -127,8 +197,9 @@ bool is_oversubscribed(MPI_Comm comm) {
   return ranks > sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-MpiTransport::MpiTransport(MPI_Comm comm, bool oversubscribed, std::shared_ptr<bool> abandoned)
-    : comm_(comm), oversubscribed_(oversubscribed), abandoned_(std::move(abandoned)) {
+MpiTransport::MpiTransport(MPI_Comm comm, bool oversubscribed, std::shared_ptr<MpiFamily> family)
+    : comm_(comm), oversubscribed_(oversubscribed), family_(std::move(family)) {
+  if (family_->root == MPI_COMM_NULL) family_->root = comm_;
   check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
@@ -138,7 +209,7 @@ MpiTransport::~MpiTransport() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   // Freeing is collective: while an exception unwinds, other ranks may never come to it.
-  if (finalized != 0 || *abandoned_ || *left_ || std::uncaught_exceptions() != 0) return;
+  if (finalized != 0 || family_->is_broken() || *left_ || std::uncaught_exceptions() != 0) return;
   const BlockingCall call("all ranks to free a communicator");
   if (value_op_ != MPI_OP_NULL) MPI_Op_free(&value_op_);
   if (value_type_ != MPI_DATATYPE_NULL) MPI_Type_free(&value_type_);
@@ -218,7 +289,7 @@ std::shared_ptr<Transport> MpiTransport::split(int color, int key) {
   MPI_Comm comm = MPI_COMM_NULL;
   const BlockingCall call("all ranks to make a communicator");
   check_mpi(MPI_Comm_split(comm_, color, key, &comm), "MPI_Comm_split");
-  return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);
+  return std::make_shared<MpiTransport>(comm, oversubscribed_, family_);
 }
 
 std::shared_ptr<Transport> MpiTransport::split_by_node() {
@@ -226,11 +297,12 @@ std::shared_ptr<Transport> MpiTransport::split_by_node() {
   const BlockingCall call("all ranks of the node to make a communicator");
   check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &comm),
             "MPI_Comm_split_type");
-  return std::make_shared<MpiTransport>(comm, oversubscribed_, abandoned_);
+  return std::make_shared<MpiTransport>(comm, oversubscribed_, family_);
 }
 
 std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes, FirstTouch touch) {
-  return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, abandoned_, left_);
+  if (survives_losses()) return std::make_unique<MappedMemory>(comm_, rank_, size_, bytes, touch);
+  return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, family_, left_);
 }
 
 bool MpiTransport::relax(std::uint64_t turn) {
@@ -241,6 +313,11 @@ bool MpiTransport::relax(std::uint64_t turn) {
   constexpr std::uint64_t kSpins = 4000;
   constexpr std::uint64_t kYields = 20;
   constexpr Seconds kDoze{30e-6};
+  // A word in shared memory says nothing of the rank that should write it.
+  constexpr std::uint64_t kTurnsPerLook = 128;
+  if (turn % kTurnsPerLook == kTurnsPerLook - 1 && has_lost(family_->root)) {
+    throw DeadlineExceeded("a rank has died");
+  }
   const std::uint64_t spins = oversubscribed_ ? 0 : kSpins;
   if (turn < spins) {
     __builtin_ia32_pause();

@@ -7,6 +7,8 @@
 
 #include <lockstep/mpi/transport.hpp>
 
+#include "mpi_family.hpp"
+
 namespace lockstep {
 
 /// Throws DeadlineExceeded (a lost rank) or IoError with the operation and MPI's own text unless `code` is
@@ -18,9 +20,9 @@ class MpiTransport final : public Transport {
  public:
   /// Takes over `comm`, which must not be one of MPI's own. `oversubscribed`: this node has more ranks than
   /// cores.
-  /// `abandoned`: shared by a transport and all that were split from it.
+  /// `family`: shared by a transport and all that were split from it.
   MpiTransport(MPI_Comm comm, bool oversubscribed,
-               std::shared_ptr<bool> abandoned = std::make_shared<bool>(false));
+               std::shared_ptr<MpiFamily> family = std::make_shared<MpiFamily>());
   ~MpiTransport() override;
   MpiTransport(const MpiTransport&) = delete;
   MpiTransport& operator=(const MpiTransport&) = delete;
@@ -40,7 +42,7 @@ class MpiTransport final : public Transport {
   std::shared_ptr<Transport> split_by_node() override;
   std::unique_ptr<SharedMemory> share(std::size_t bytes, FirstTouch touch) override;
   bool relax(std::uint64_t turn) override;
-  void abandon() noexcept override { *abandoned_ = true; }
+  void abandon() noexcept override { family_->abandoned = true; }
   void let_go() noexcept override { *left_ = true; }
   [[noreturn]] void abort(int code, std::string_view reason) override;
 
@@ -49,7 +51,7 @@ class MpiTransport final : public Transport {
   int rank_ = 0;
   int size_ = 1;
   bool oversubscribed_;
-  std::shared_ptr<bool> abandoned_;
+  std::shared_ptr<MpiFamily> family_;
   std::shared_ptr<bool> left_ = std::make_shared<bool>(false);  ///< shared by this transport and its memory
   MPI_Datatype value_type_ = MPI_DATATYPE_NULL;                 ///< of all_reduce_value, made when first used
   MPI_Op value_op_ = MPI_OP_NULL;

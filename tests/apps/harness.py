@@ -114,11 +114,11 @@ def descendants(pid):
 class Job:
     """A program under mpirun, running beside the test. Use in a with-block, which ends it."""
 
-    def __init__(self, ranks, program, *options):
+    def __init__(self, ranks, program, *options, launcher_options=()):
         self.error_file = tempfile.TemporaryFile(mode="w+", dir=SHARED_MEMORY)
         self.started = time.monotonic()
         self.printed = ""
-        self.process = subprocess.Popen([*mpirun(ranks), program, *[str(option) for option in options]],
+        self.process = subprocess.Popen([*mpirun(ranks), *launcher_options, program, *[str(option) for option in options]],
                                         env=environment(), stdin=subprocess.DEVNULL,
                                         stdout=self.error_file, stderr=self.error_file)
 

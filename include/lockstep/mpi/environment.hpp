@@ -7,6 +7,8 @@
 
 namespace lockstep {
 
+struct MpiFamily;
+
 /// MPI for the length of its life: initializes it with MPI_THREAD_FUNNELED unless the program has done so,
 /// and finalizes what it initialized. While an exception unwinds it does not finalize, since other ranks may
 /// never come to it, nor after a wait on one of its worlds has reached its limit; the program then ends
@@ -22,13 +24,24 @@ class Environment {
   /// mixed with ours. Collective.
   Communicator world(WaitPolicy policy = {}) const;
 
+  /// A rank of the newest world has died, and MPI goes on without it (Open MPI 5 under `mpirun --with-ft
+  /// ulfm`). What the world and its parts were used for is over. Local.
+  bool has_lost() const noexcept;
+
+  /// That MPI would. Local.
+  static bool survives_losses() noexcept;
+
+  /// The ranks of the newest world that are left, in their order, as a new world; the old one and its parts
+  /// may still be destroyed. Collective over these.
+  Communicator survivors(WaitPolicy policy = {}) const;
+
   /// "Open MPI v4.1.4". Local.
   static std::string library();
 
  private:
   bool finalize_ = false;
   int exceptions_at_start_ = 0;
-  mutable std::vector<std::shared_ptr<const bool>> abandoned_;  ///< of each world
+  mutable std::vector<std::shared_ptr<MpiFamily>> families_;  ///< of each world
 };
 
 }  // namespace lockstep

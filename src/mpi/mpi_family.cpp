@@ -1,8 +1,5 @@
 #include "mpi_family.hpp"
 
-#include <cstdlib>
-#include <string_view>
-
 #include <lockstep/base/error.hpp>
 
 #include "blocking_call.hpp"
@@ -17,11 +14,10 @@ namespace lockstep {
 #if defined(OMPI_HAVE_MPIX_COMM_GET_FAILED)
 
 bool survives_losses() noexcept {
-  static const bool on = [] {
-    const char* const word = std::getenv("OMPI_MCA_mpi_ft_enable");
-    return word != nullptr && (std::string_view(word) == "true" || std::string_view(word) == "1");
-  }();
-  return on;
+  void* value = nullptr;
+  int found = 0;
+  MPI_Comm_get_attr(MPI_COMM_WORLD, MPIX_FT, &value, &found);
+  return found != 0 && *static_cast<int*>(value) != 0;
 }
 
 bool has_lost(MPI_Comm comm) noexcept {

@@ -9,17 +9,17 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <lockstep/base/doze.hpp>
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/shared_segment.hpp>
 
 #include "blocking_call.hpp"
 
@@ -109,69 +109,54 @@ class MpiSharedMemory final : public SharedMemory {
 
 /// The same without MPI's windows, which do not survive the loss of a rank: one region after the other in a
 /// segment of the operating system.
-class MappedMemory final : public SharedMemory {
+class SegmentMemory final : public SharedMemory {
  public:
-  MappedMemory(MPI_Comm comm, int rank, int size, std::size_t bytes, FirstTouch touch) {
+  SegmentMemory(MPI_Comm comm, int rank, int size, std::size_t bytes, FirstTouch touch) {
     const BlockingCall call("all ranks of the node to share memory");
-    const std::uint64_t mine = (bytes + kPage - 1) / kPage * kPage;
-    std::vector<std::uint64_t> sizes(static_cast<std::size_t>(size));
-    check_mpi(MPI_Allgather(&mine, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, comm), "MPI_Allgather");
-    for (const std::uint64_t length : sizes) {
-      offsets_.push_back(total_);
-      total_ += length;
+    const std::uint64_t mine = bytes;
+    sizes_.resize(static_cast<std::size_t>(size));
+    check_mpi(MPI_Allgather(&mine, 1, MPI_UINT64_T, sizes_.data(), 1, MPI_UINT64_T, comm), "MPI_Allgather");
+    std::size_t total = 0;
+    for (const std::uint64_t length : sizes_) {
+      offsets_.push_back(total);
+      total += (length + kPage - 1) / kPage * kPage;
     }
-    static int segments = 0;
     std::array<char, 64> name{};
-    fmt::format_to_n(name.data(), name.size() - 1, "/lockstep-{}-{}", ::getpid(), ++segments);
-    int made = 0;
-    int file = -1;
-    if (rank == 0) {
-      file = ::shm_open(name.data(), O_RDWR | O_CREAT | O_EXCL, 0600);
-      // Reserved, so that a node without memory for it says so here and not with a signal.
-      if (file >= 0)
-        made = ::posix_fallocate(file, 0, static_cast<off_t>(std::max(total_, kPage))) == 0 ? 1 : 0;
-    }
-    check_mpi(MPI_Bcast(&made, 1, MPI_INT, 0, comm), "MPI_Bcast");
+    std::string problem;
+    const auto attempt = [&](auto&& work) {
+      try {
+        work();
+      } catch (const IoError& error) {
+        problem = error.what();
+      }
+    };
+    if (rank == 0) attempt([&] { segment_ = SharedSegment::create(total); });
+    segment_.name().copy(name.data(), name.size() - 1);
     check_mpi(MPI_Bcast(name.data(), static_cast<int>(name.size()), MPI_CHAR, 0, comm), "MPI_Bcast");
-    if (rank != 0 && made != 0) file = ::shm_open(name.data(), O_RDWR, 0);
-    if (made != 0 && file >= 0) {
-      void* const start =
-          ::mmap(nullptr, std::max(total_, kPage), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-      if (start != MAP_FAILED) base_ = static_cast<std::byte*>(start);
+    if (rank != 0 && name[0] != 0) attempt([&] { segment_ = SharedSegment::open(name.data(), total); });
+    if (!segment_.bytes().empty() && touch == FirstTouch::owner) {
+      std::memset(segment_.bytes().data() + offsets_[static_cast<std::size_t>(rank)], 0, bytes);
     }
-    if (file >= 0) ::close(file);
-    if (base_ != nullptr && touch == FirstTouch::owner) {
-      std::memset(base_ + offsets_[static_cast<std::size_t>(rank)], 0, mine);
-    }
-    int all = base_ != nullptr ? 1 : 0;
+    int all = segment_.bytes().empty() ? 0 : 1;
     check_mpi(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
-    if (rank == 0) ::shm_unlink(name.data());
-    sizes_.assign(sizes.begin(), sizes.end());
+    if (rank == 0) segment_.remove_name();
     if (all == 0) {
-      unmap();
-      throw EnvironmentError(
-          fmt::format("no {} bytes of memory can be shared on this node; see /dev/shm", total_));
+      throw EnvironmentError(fmt::format("the ranks of a node cannot share {} bytes of memory{}{}", total,
+                                         problem.empty() ? "" : ": ", problem));
     }
   }
-  ~MappedMemory() override { unmap(); }
 
   std::span<std::byte> region(int rank) const override {
     const auto i = static_cast<std::size_t>(rank);
-    return {base_ + offsets_[i], sizes_[i]};
+    return segment_.bytes().subspan(offsets_[i], sizes_[i]);
   }
 
  private:
   static constexpr std::size_t kPage = 4096;
 
-  void unmap() noexcept {
-    if (base_ != nullptr) ::munmap(base_, std::max(total_, kPage));
-    base_ = nullptr;
-  }
-
-  std::byte* base_ = nullptr;
-  std::size_t total_ = 0;
+  SharedSegment segment_;
   std::vector<std::size_t> offsets_;
-  std::vector<std::size_t> sizes_;
+  std::vector<std::uint64_t> sizes_;
 };
 
 }  // namespace
@@ -301,7 +286,7 @@ std::shared_ptr<Transport> MpiTransport::split_by_node() {
 }
 
 std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes, FirstTouch touch) {
-  if (survives_losses()) return std::make_unique<MappedMemory>(comm_, rank_, size_, bytes, touch);
+  if (survives_losses()) return std::make_unique<SegmentMemory>(comm_, rank_, size_, bytes, touch);
   return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, family_, left_);
 }
 

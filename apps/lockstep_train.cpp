@@ -22,6 +22,7 @@
 #include <lockstep/hooks/profiler.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
 #include <lockstep/nn/matrix_peak.hpp>
+#include <lockstep/session/keepsake.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 #include <lockstep/train/evaluator.hpp>
 #include <lockstep/train/trainer.hpp>
@@ -50,6 +51,8 @@ struct Machine {
   // From the start: a signal that comes while ranks meet or data is read stops the run at its first step.
   std::shared_ptr<ProcessSignals> signals = std::make_shared<ProcessSignals>(ProcessSignals::stop_signals());
   Seconds started = clock->now();
+  std::shared_ptr<Keepsake> keepsake;      ///< where MPI survives the loss of a rank
+  std::shared_ptr<const Dataset> dataset;  ///< once it was read
   bool begun = false;  ///< a session has found its first values: whoever begins again goes on from there
 };
 
@@ -85,18 +88,17 @@ DataLoad start_loading(const TrainOptions& options, Machine& machine) {
 /// test data is there, so that it is not missed only after hours of training.
 std::shared_ptr<const Dataset> finish_loading(const Communicator& world, const TrainOptions& options,
                                               Machine& machine, DataLoad& load) {
-  std::shared_ptr<const Dataset> dataset;
   std::exception_ptr failure = load.failure;
   if (!failure) {
     try {
-      dataset = load.train->get();
+      if (!machine.dataset) machine.dataset = load.train->get();
       probe_test_data(data_choice(options), *machine.files);
     } catch (...) {
       failure = std::current_exception();
     }
   }
   throw_together(world, failure);
-  return dataset;
+  return machine.dataset;
 }
 
 void warn_of_idle_ranks(const Communicator& world, const Log& log, const BatchPlan& batch) {
@@ -189,6 +191,7 @@ MonitoredTrainingSessionOptions make_session_options(const TrainOptions& options
   config.micro_batches = batch.micro_batches();
   config.share_parameters = true;
   config.shard_optimizer = options.shard_optimizer;
+  config.keepsake = machine.keepsake;
   config.bucket_bytes = static_cast<std::size_t>(options.bucket_bytes);
   config.gradient_dtype = options.gradient_dtype == "bf16" ? GradientDtype::bf16 : GradientDtype::f32;
   config.ranks_per_node = options.ranks_per_node;
@@ -523,12 +526,16 @@ int main(int argc, char** argv) {
       watch_calls(*machine.executor, parsed.options.hang_limit_secs, parsed.options.max_wait_secs);
   const Environment environment(&argc, &argv);
   bool again = false;
-  return run_program(environment, misuse, parsed.print, [&](const Communicator& world) {
-    if (std::exchange(again, true)) {
-      load = start_loading(parsed.options, machine);
-      const auto begun = world.all_gather(machine.begun ? 1 : 0);
-      machine.begun = std::ranges::find(begun, 1) != begun.end();
-    }
-    return train(world, parsed.options, machine, load);
-  });
+  return run_program(environment, misuse, parsed.print, Seconds{parsed.options.hang_limit_secs},
+                     [&](const Communicator& world) {
+                       if (!machine.keepsake && Environment::survives_losses()) {
+                         machine.keepsake = std::make_shared<Keepsake>(parsed.options.second_copy);
+                       }
+                       if (std::exchange(again, true)) {
+                         machine.keepsake->settle(world);
+                         const auto begun = world.all_gather(machine.begun ? 1 : 0);
+                         machine.begun = std::ranges::find(begun, 1) != begun.end();
+                       }
+                       return train(world, parsed.options, machine, load);
+                     });
 }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -23,6 +24,10 @@ namespace {
 
 std::string text_of(const std::exception& error) {
   return std::string("error: ") + error.what() + "\n";
+}
+
+void warn(const std::string& text) {
+  std::fprintf(stderr, "warning: %s\n", text.c_str());
 }
 
 }  // namespace
@@ -49,6 +54,10 @@ CallWatch watch_calls(Executor& executor, double hang_limit_secs, double max_wai
 
 namespace {
 
+// How long ranks that live may take to leave what they do, be it a save on a slow disk, once one has waited
+// for the limit.
+constexpr Seconds kAnswer{30};
+
 /// What a rank tells of its end.
 struct Ending {
   std::int32_t failed = 0;
@@ -65,12 +74,25 @@ Seconds patience(const Communicator& world, const std::exception_ptr& failure, c
   return Seconds{world.is_chief() ? 2.0 : 3.0};  // so that the chief speaks, where it is there
 }
 
-/// Whether a rank has died and the others can go on without it.
-using Lost = std::function<bool()>;
+/// What is different where MPI survives the loss of a rank.
+struct Survival {
+  const Environment* environment = nullptr;  ///< null: it does not
+  bool again = false;                        ///< the body has run before
+
+  /// Whether a rank is missing without which the others can go on, which `error` (or null) may say. One that
+  /// hangs is told here; one that has died, once all know.
+  bool is_loss(const Error* error) const {
+    if (environment == nullptr) return false;
+    if (environment->has_lost()) return true;
+    if (dynamic_cast<const DeadlineExceeded*>(error) == nullptr) return false;
+    warn(error->what());
+    return true;
+  }
+};
 
 /// The exit code on which all ranks agree; none when a rank was lost.
 std::optional<int> leave(const Communicator& world, const Communicator& parting, ExitCode code,
-                         const std::exception_ptr& failure, const Lost& lost, bool again) {
+                         const std::exception_ptr& failure, const Survival& survival) {
   Ending mine;
   std::string text;
   WaitPolicy policy = parting.policy();
@@ -98,22 +120,33 @@ std::optional<int> leave(const Communicator& world, const Communicator& parting,
     const int rank = static_cast<int>(first - endings.begin());
     text.resize(first->length);
     meeting.broadcast_values(std::span(text), rank);
-    if (world.is_chief() && (again || speaks_for_tasks())) {
+    if (world.is_chief() && (survival.again || speaks_for_tasks())) {
       std::fprintf(stderr, "error: %s%s\n", rank == 0 ? "" : fmt::format("rank {}: ", rank).c_str(),
                    text.c_str());
     }
     return first->code;
   } catch (const DeadlineExceeded& missing) {
-    if (lost()) return std::nullopt;
+    // A rank that failed alone ends the job: the others wait for it, and hear of it in no other way.
+    if (survival.is_loss(failure ? nullptr : &missing)) return std::nullopt;
     if (!failure) world.abort(missing.exit_code(), text_of(missing));
     world.abort(code, code == ExitCode::try_again ? fmt::format("error: {}\n", text)
                                                   : fmt::format("error: rank {}: {}\n", world.rank(), text));
   }
 }
 
+bool is_loss(const Survival& survival, const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& error) {
+    return survival.is_loss(&error);
+  } catch (...) {
+    return survival.is_loss(nullptr);
+  }
+}
+
 std::optional<int> attempt(const Communicator& world, const std::exception_ptr& misuse,
-                           const std::string& print, const std::function<ExitCode()>& body, const Lost& lost,
-                           bool again = false) {
+                           const std::string& print, const std::function<ExitCode()>& body,
+                           const Survival& survival = {}) {
   // Of its own, so that it is not mixed up with what a rank that fails leaves half done.
   const Communicator parting = world.split(0, world.rank());
   ThreadExecutor executor;
@@ -124,8 +157,8 @@ std::optional<int> attempt(const Communicator& world, const std::exception_ptr& 
   try {
     if (misuse) std::rethrow_exception(misuse);
     if (print.empty()) {
-      if (!again) refuse_singletons(world);
-      if (!Environment::survives_losses()) watch.emplace(world, executor, process);
+      if (!survival.again) refuse_singletons(world);
+      if (survival.environment == nullptr) watch.emplace(world, executor, process);
       code = body();
     } else if (world.is_chief()) {
       std::fputs(print.c_str(), stdout);
@@ -133,38 +166,48 @@ std::optional<int> attempt(const Communicator& world, const std::exception_ptr& 
   } catch (...) {
     failure = std::current_exception();
   }
-  if (failure && lost()) return std::nullopt;
-  return leave(world, parting, code, failure, lost, again);  // who is gone after this is not lost
+  if (failure && is_loss(survival, failure)) return std::nullopt;
+  return leave(world, parting, code, failure, survival);  // who is gone after this is not lost
 }
 
 }  // namespace
 
 int run_program(const Communicator& world, const std::exception_ptr& misuse, const std::string& print,
                 const std::function<ExitCode()>& body) {
-  return attempt(world, misuse, print, body, [] { return false; }).value();
+  return attempt(world, misuse, print, body).value();
 }
 
 int run_program(const Environment& environment, const std::exception_ptr& misuse, const std::string& print,
-                const std::function<ExitCode(const Communicator& world)>& body) {
+                Seconds hang_limit, const std::function<ExitCode(const Communicator& world)>& body) {
   std::optional<Communicator> world = environment.world();
-  for (bool again = false;; again = true) {
+  if (!Environment::survives_losses()) {
+    return run_program(*world, misuse, print, [&] { return body(*world); });
+  }
+  for (Survival survival{&environment};; survival.again = true) {
+    std::optional<int> code;
     try {
-      const auto code = attempt(
-          *world, misuse, print, [&] { return body(*world); }, [&] { return environment.has_lost(); }, again);
-      if (code) return *code;
-    } catch (const DeadlineExceeded&) {
-      if (!environment.has_lost()) throw;
+      code = attempt(
+          *world, misuse, print, [&] { return body(*world); }, survival);
+    } catch (const DeadlineExceeded& error) {
+      if (!survival.is_loss(&error)) throw;
     }
+    // Where a wait has reached its limit, those that live leave theirs at once.
+    const Seconds patience = code || environment.has_lost() ? hang_limit : std::min(hang_limit, kAnswer);
     const int before = world->size();
     try {
-      world = environment.survivors();
-    } catch (const DeadlineExceeded&) {
-      if (!environment.has_lost()) throw;
-      continue;  // one more
+      if (environment.agree_to_end(code.has_value(), patience, warn)) return *code;
+      world = environment.survivors(patience, warn);
+    } catch (const DeadlineExceeded& hung) {
+      world->abort(hung.exit_code(), text_of(hung));
+    }
+    const int lost = before - world->size();
+    if (lost == 0) {
+      world->abort(ExitCode::try_again,
+                   "error: a wait has reached its limit although all ranks are there and answer");
     }
     if (world->is_chief()) {
-      std::fprintf(stderr, "warning: %d of %d ranks died; %d go on from the newest checkpoint\n",
-                   before - world->size(), before, world->size());
+      warn(fmt::format("{} of {} ranks {} lost; {} {} on", lost, before, lost == 1 ? "was" : "were",
+                       world->size(), world->size() == 1 ? "goes" : "go"));
     }
   }
 }

@@ -32,9 +32,10 @@ int run_program(const Communicator& world, const std::exception_ptr& misuse, con
                 const std::function<ExitCode()>& body);
 
 /// The same for a body that can begin again: where MPI survives the loss of a rank, those that are left run
-/// it anew on a world of their own. What it made for the old one must have gone when it is left with an
-/// exception.
+/// it anew on a world of their own, down to one rank. What it made for the old one must have gone when it is
+/// left with an exception. A rank that hangs (a wait has ended in DeadlineExceeded, or it does not answer for
+/// `hang_limit` when another is lost; 0: no limit) is killed by one of its host, and is then lost.
 int run_program(const Environment& environment, const std::exception_ptr& misuse, const std::string& print,
-                const std::function<ExitCode(const Communicator& world)>& body);
+                Seconds hang_limit, const std::function<ExitCode(const Communicator& world)>& body);
 
 }  // namespace lockstep

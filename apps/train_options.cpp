@@ -335,6 +335,10 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "nodes and ranks")(
       "shard_optimizer", po::value(&o.shard_optimizer)->default_value(false, "0"),
       "1: each rank of every node keeps and updates its own part of the optimizer's slots")(
+      "second_copy", po::value(&o.second_copy)->default_value(false, "0"),
+      "1: copy parameters and slots before each update, so that no work is lost when a rank is, under an MPI "
+      "that "
+      "survives it; twice the memory")(
       "bucket_bytes", po::value(&o.bucket_bytes)->default_value(0),
       "of what is sent at once between nodes; 0: measured at the start. Changes no bit")(
       "threads", po::value(&o.threads)->default_value(o.threads),

@@ -68,6 +68,7 @@ struct TrainOptions {
 
   std::string reduction = "canonical";
   bool shard_optimizer = false;
+  bool second_copy = false;
   std::int64_t bucket_bytes = 0;
   std::string gradient_dtype = "f32";
   std::string kernels = "auto";

@@ -2,6 +2,7 @@
 #include <system_error>
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -52,6 +53,16 @@ std::optional<std::size_t> ProcessWatch::ended() const {
     if ((asked[i].revents & POLLIN) != 0) return i;
   }
   return std::nullopt;
+}
+
+void ProcessWatch::kill(const Process& process) {
+  const auto fd = static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(process.pid), 0U));
+  if (lives(process)) {
+    if (fd < 0 || ::syscall(SYS_pidfd_send_signal, fd, SIGKILL, nullptr, 0U) != 0) {
+      ::kill(static_cast<pid_t>(process.pid), SIGKILL);
+    }
+  }
+  if (fd >= 0) ::close(fd);
 }
 
 }  // namespace lockstep

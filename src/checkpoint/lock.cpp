@@ -144,6 +144,10 @@ class DirectoryLock::Waiting {
       tell(fmt::format("taking the directory from {}, as told", describe(*holder)));
       return true;
     }
+    if (holder && !lock_.options_.gone.empty() && holder->nonce == lock_.options_.gone) {
+      tell(fmt::format("the last owner ({}) was lost; taking over", describe(*holder)));
+      return true;
+    }
     if (holder && holder->host == lock_.self_.host) return is_dead_here(*holder, now);
     // The batch system starts a job again when nothing of it runs any more.
     if (holder && !holder->job.empty() && holder->job == lock_.self_.job &&

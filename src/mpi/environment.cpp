@@ -9,6 +9,7 @@
 #include <lockstep/mpi/interop.hpp>
 
 #include "blocking_call.hpp"
+#include "fault_tolerance.hpp"
 #include "mpi_transport.hpp"
 
 namespace lockstep {
@@ -54,7 +55,9 @@ Communicator Environment::world(WaitPolicy policy) const {
   families_.push_back(std::make_shared<MpiFamily>());
   // Else the first error ends the process.
   if (survives_losses()) MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-  return duplicate_of(MPI_COMM_WORLD, families_.back(), std::move(policy));
+  Communicator world = duplicate_of(MPI_COMM_WORLD, families_.back(), std::move(policy));
+  if (survives_losses()) families_.back()->roll = std::make_unique<RollCall>(families_.back()->root);
+  return world;
 }
 
 bool Environment::has_lost() const noexcept {
@@ -65,13 +68,32 @@ bool Environment::survives_losses() noexcept {
   return lockstep::survives_losses();
 }
 
-Communicator Environment::survivors(WaitPolicy policy) const {
-  families_.back()->lost = true;
-  MPI_Comm left = without_lost(families_.back()->root);
-  families_.push_back(std::make_shared<MpiFamily>());
-  const bool oversubscribed = is_oversubscribed(left);
-  return Communicator(std::make_shared<MpiTransport>(left, oversubscribed, families_.back()),
-                      std::move(policy));
+bool Environment::agree_to_end(bool well, Seconds patience, const Tell& tell) const {
+  if (!survives_losses()) return well;
+  MpiFamily& family = *families_.back();
+  if (!well && family.root != MPI_COMM_NULL) revoke(family.root);
+  family.roll->answer();
+  if (!well) family.roll->await(patience, tell);
+  const bool all = family.roll->agree(well);
+  family.lost = !all;
+  // Who is missing was found and is left out.
+  if (!all) family.abandoned = false;
+  return all;
+}
+
+Communicator Environment::survivors(Seconds patience, const Tell& tell, const WaitPolicy& policy) const {
+  for (;;) {
+    const RollCall& before = *families_.back()->roll;
+    MPI_Comm const left = before.without_lost();
+    // From here on whoever is left belongs to the new world, whatever fails.
+    families_.push_back(std::make_shared<MpiFamily>());
+    families_.back()->roll = std::make_unique<RollCall>(before, left);
+    try {
+      return duplicate_of(left, families_.back(), policy);
+    } catch (const DeadlineExceeded&) {
+      agree_to_end(false, patience, tell);  // one more
+    }
+  }
 }
 
 std::string Environment::library() {

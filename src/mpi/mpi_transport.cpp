@@ -22,6 +22,7 @@
 #include <lockstep/base/shared_segment.hpp>
 
 #include "blocking_call.hpp"
+#include "fault_tolerance.hpp"
 
 namespace lockstep {
 namespace {

@@ -152,6 +152,7 @@ CreatedSession::Ended CreatedSession::complete_step(StepValues& values, bool cou
     }
   }
   if (counts) {
+    if (ground_.kept) ground_.kept->heard();
     reduces_ = tally_.elements() > 0;
     state_.set_global_step(state_.global_step() + 1);
   }
@@ -218,6 +219,7 @@ StepValues CreatedSession::run(const Step& step) {
       ended_ = true;
       throw EndOfInput(ended.reason);
     }
+    if (ground_.kept) ground_.kept->complete(state_.global_step());
   } catch (const AgreedFailure& failure) {
     failed_ = failure;
     std::rethrow_exception(failure.error);
@@ -314,6 +316,7 @@ void CreatedSession::reduce_micro_batches() {
     throw StepAbandoned{};
   }
   unfinished_ = true;
+  if (ground_.kept) ground_.kept->before_update(slice(), buffer_slice());
 }
 
 void CreatedSession::gather_parts() {

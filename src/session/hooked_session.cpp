@@ -328,6 +328,7 @@ StepValues HookedSession::run(const RawSession::Step& step, const Feeds& feeds) 
     hook_ = nullptr;
     phase_ = "the program";
   }
+  if (ended.ran && !failure && ground_.kept) ground_.kept->complete(global_step());
   leave_if_a_thread_is_lost();
   if (failure) session.tell_late(failure);
   if (end) tell_late_end(*end);

@@ -147,7 +147,9 @@ void RecoverableSession::report_start(const CreatedSession& created) {
   std::string names;
   for (const auto& hook : hooked_.hooks()) names += (names.empty() ? "" : ", ") + hook->describe();
   if (!names.empty()) ground_.log.info("hooks: " + names);
-  if (!ground_.options.checkpoint_dir.empty() && restored_from_.empty()) {
+  if (ground_.carried) {
+    ground_.log.info(fmt::format("goes on after step {} with the values in memory", *ground_.carried));
+  } else if (!ground_.options.checkpoint_dir.empty() && restored_from_.empty()) {
     ground_.log.info(fmt::format("a new run in {}", ground_.options.checkpoint_dir.string()));
   }
 }

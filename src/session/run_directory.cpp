@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <lockstep/checkpoint/status_file.hpp>
+#include <lockstep/session/keepsake.hpp>
 
 namespace lockstep {
 
@@ -20,7 +21,9 @@ RunDirectory::RunDirectory(const std::filesystem::path& path, SessionConfig& con
                     error.what()));
   }
   lock_ = std::make_unique<DirectoryLock>(directory_, *config.clock, *config.executor, log, *config.process,
-                                          LockOptions{.steal = config.steal, .key = std::move(key)});
+                                          LockOptions{.steal = config.steal,
+                                                      .gone = config.keepsake ? config.keepsake->owner() : "",
+                                                      .key = std::move(key)});
   const auto before = read_status(*directory_);
   if (before && goes_on(*before)) restarts_ = before->restarts + 1;
 }

@@ -25,6 +25,7 @@ class RunDirectory {
 
   const std::shared_ptr<Directory>& directory() const noexcept { return directory_; }
   std::uint64_t token() const noexcept { return lock_->token(); }
+  const std::string& nonce() const noexcept { return lock_->holder().nonce; }
 
   /// A status that cannot be written is a warning.
   void write_status(const char* state, std::optional<ExitCode> code, const std::string& reason,

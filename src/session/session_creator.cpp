@@ -8,6 +8,7 @@
 #include <lockstep/base/floating_point.hpp>
 #include <lockstep/checkpoint/restore.hpp>
 #include <lockstep/reduce/node_allocator.hpp>
+#include <lockstep/session/keepsake.hpp>
 #include <lockstep/session/session_creator.hpp>
 
 #include "created_session.hpp"
@@ -20,15 +21,34 @@ bool rounds_gradients(const SessionGround& ground) {
   return ground.config.gradient_dtype == GradientDtype::bf16 && ground.topology->nodes > 1;
 }
 
+/// Whether each node has all of the state.
+bool is_whole_on_nodes(const SessionGround& ground) {
+  return !rounds_gradients(ground) && (!ground.config.shard_optimizer || ground.topology->nodes == 1);
+}
+
 void freeze(SessionGround& ground) {
   if (rounds_gradients(ground)) ground.state.keep_arenas("gradient_residual", ground.topology->nodes);
-  if (ground.config.share_parameters) {
-    NodeAllocator allocator(*ground.topology, ground.config.shard_optimizer);
-    ground.state.freeze(allocator);
-  } else {
-    PlainAllocator allocator;
-    ground.state.freeze(allocator);
+  NodeAllocator shared(*ground.topology, ground.config.shard_optimizer);
+  PlainAllocator plain;
+  ArenaAllocator& maker = ground.config.share_parameters ? static_cast<ArenaAllocator&>(shared) : plain;
+  const Keepsake* const keepsake = ground.config.keepsake.get();
+  if (keepsake == nullptr || !is_whole_on_nodes(ground)) {
+    ground.state.freeze(maker);
+    return;
   }
+  KeepingAllocator keeping(maker);
+  ground.state.freeze(keeping);
+  ground.kept = std::make_shared<KeptMemory>(ground, std::move(keeping.kept), maker, keepsake->second_copy());
+}
+
+/// The values that a session before this one left in memory.
+void carry_over(SessionGround& ground, const std::optional<SharedArenas>& shared) {
+  const Keepsake& before = *ground.config.keepsake;
+  ground.carried = before.step();
+  initialize_state(
+      ground.start, ground.state,
+      [&] { KeptMemory::give(before.memory(), ground.start, before.source(), ground.state, *before.step()); },
+      shared);
 }
 
 /// With what is known only after `freeze`: attached memory.
@@ -76,6 +96,10 @@ std::optional<Restored> restore_or_initialize(SessionGround& ground, bool again)
     on_chief("init", scaffold.init);
     on_chief("init_fn", scaffold.init_fn);
   };
+  if (!again && config.keepsake && config.keepsake->step()) {
+    carry_over(ground, shared);
+    return std::nullopt;
+  }
   if (ground.options.checkpoint_dir.empty()) {
     initialize_state(ground.start, ground.state, initialize, shared);
     return std::nullopt;
@@ -125,6 +149,7 @@ SessionCreator::~SessionCreator() = default;
 
 std::unique_ptr<RawSession> SessionCreator::create_session() {
   SessionGround& ground = *ground_;
+  SessionConfig& config = ground.config;
   ground.meet();
   ground.together("", [&] {
     use_standard_floating_point();
@@ -146,6 +171,10 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
                                                         ground.log, ground.options.scaffold.saver.key);
     });
     ground.owns_directory = true;
+    if (config.keepsake) {
+      config.keepsake->set_owner(
+          ground.start.broadcast_text(ground.directory ? ground.directory->nonce() : ""));
+    }
   }
   // Memory may be short on one rank alone.
   ground.together("", [&] {
@@ -156,6 +185,7 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
   });
   if (!created_) compare_entries(ground);
   const bool again = std::exchange(created_, true);
+  if (ground.kept) ground.kept->spoil();
   std::unique_ptr<CreatedSession> session;
   ground.together("", [&] { session = std::make_unique<CreatedSession>(ground); });
   session->set_restored(restore_or_initialize(ground, again));
@@ -164,6 +194,9 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
                   [&] { require_ready(scaffold.ready_for_local_init(ground.state), " for local_init"); });
   ground.together("local_init", [&] { scaffold.local_init(ground.state); });
   ground.together("ready", [&] { require_ready(scaffold.ready(ground.state), ""); });
+  // All ranks have their values: what the session before left is needed no more.
+  if (ground.kept) ground.kept->begin(ground.state.global_step());
+  if (config.keepsake) config.keepsake->adopt(ground.kept);
   return session;
 }
 

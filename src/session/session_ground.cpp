@@ -71,6 +71,15 @@ SessionGround::SessionGround(Communicator communicator, State& its_state, Sessio
   if (options.summary_dir.empty()) options.summary_dir = options.checkpoint_dir;
 }
 
+SessionGround::~SessionGround() {
+  if (!kept) return;
+  try {
+    kept->let_go(state);
+  } catch (const std::exception&) {
+    // The next session goes on from a checkpoint.
+  }
+}
+
 void SessionGround::meet() {
   if (met) return;
   start.barrier("all ranks to create the session");

@@ -12,6 +12,7 @@
 
 #include "agreement.hpp"
 #include "failure.hpp"
+#include "kept_memory.hpp"
 #include "run_directory.hpp"
 
 namespace lockstep {
@@ -19,6 +20,9 @@ namespace lockstep {
 /// What a session stands on, through all its recoveries.
 struct SessionGround {
   SessionGround(Communicator communicator, State& its_state, SessionCreatorOptions its_options);
+  ~SessionGround();
+  SessionGround(const SessionGround&) = delete;
+  SessionGround& operator=(const SessionGround&) = delete;
 
   /// The first wait of all, once: it names the ranks that have not come. Collective.
   void meet();
@@ -46,6 +50,8 @@ struct SessionGround {
   Seconds started;
   std::optional<Topology> topology;
   std::unique_ptr<RunDirectory> directory;  ///< null on ranks that are not the chief, and without one
+  std::shared_ptr<KeptMemory> kept;         ///< null: nothing is kept for a session after this one
+  std::optional<std::int64_t> carried;      ///< the step of a session before this one, whose values it has
   StepTrace trace;
   bool owns_directory = false;  ///< the same on all ranks
   bool met = false;

@@ -172,6 +172,22 @@ TEST_CASE("a job on another host is followed after 30 seconds without a heartbea
   CHECK(scene.messages->contain("watching its heartbeat for up to 30 s"));
 }
 
+TEST_CASE("a holder on another host that is known to be gone is followed at once, and no other holder is") {
+  Scene scene;
+  FakeIdentity other(scene.world, "n2", 20);
+  scene.leave_behind(other);
+  const auto holder = read_lock(*scene.directory);
+  REQUIRE(holder);
+  const Seconds start = scene.clock.now();
+  FakeIdentity me(scene.world, "n1", 10);
+  CHECK(scene.lock(me, {.gone = holder->nonce})->token() == holder->token + 1);
+  CHECK(scene.clock.now() == start);
+  CHECK(scene.messages->contain("was lost; taking over"));
+  scene.leave_behind(other);
+  scene.lock(me, {.gone = holder->nonce});
+  CHECK(scene.clock.now() - start >= LockOptions().remote_limit);
+}
+
 TEST_CASE("a job on another host whose heart beats is respected, however wrong its clock is") {
   Scene scene;
   FakeIdentity first(scene.world, "n1", 10);

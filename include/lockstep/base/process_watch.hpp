@@ -31,6 +31,9 @@ class ProcessWatch {
   /// The index of one that has ended, or nullopt. Does not block.
   std::optional<std::size_t> ended() const;
 
+  /// Kills a process of this scope (SIGKILL), which it cannot refuse, stopped or not; none if it has ended.
+  static void kill(const Process& process);
+
  private:
   struct Watched {
     Process process;

@@ -39,6 +39,7 @@ std::optional<LockHolder> read_lock(Directory& directory);
 
 struct LockOptions {
   std::string steal = {};    ///< job id of a holder from which the directory is taken although it may live
+  std::string gone = {};     ///< nonce of a holder that is known to be dead, wherever it ran
   Seconds local_wait{3};     ///< how long a living holder on this host may take to go
   Seconds remote_limit{30};  ///< a holder elsewhere whose heartbeat stands still for this long is dead
   Seconds heartbeat{5};
@@ -50,10 +51,10 @@ struct LockOptions {
 ///
 /// A holder on this host lives as long as its process (pid and start time, same boot): it is given
 /// `local_wait` to go, then the newcomer is refused. A dead one is taken over at once, and so is a holder on
-/// another host that was an earlier run of this very batch job. Any other holder there is respected as soon
-/// as its heartbeat moves, and taken over when it stood still for `remote_limit` of our own monotonic clock.
-/// Of any number of newcomers exactly one wins; the others see the winner as a living holder. A newcomer that
-/// is refused writes nothing.
+/// another host that was an earlier run of this very batch job, or that is known to be gone. Any other holder
+/// there is respected as soon as its heartbeat moves, and taken over when it stood still for `remote_limit`
+/// of our own monotonic clock. Of any number of newcomers exactly one wins; the others see the winner as a
+/// living holder. A newcomer that is refused writes nothing.
 ///
 /// ".lock" never changes while it is held, and only its owner's name is in it; the heartbeat is a file of its
 /// own. So a holder that was stopped and wakes cannot overwrite the lock of the one that took over.

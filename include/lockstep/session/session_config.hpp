@@ -17,6 +17,8 @@
 
 namespace lockstep {
 
+class Keepsake;
+
 /// How a session sums, shares and what it stands on. The seams have real defaults; tests pass others.
 struct SessionConfig {
   ReductionKind reduction = ReductionKind::canonical;
@@ -39,6 +41,7 @@ struct SessionConfig {
   std::string restore_from = {};            ///< base name of the checkpoint to go on from; empty: the newest
   std::set<std::string> allow_change = {};  ///< settings that may differ from the checkpoint's
   std::string steal = {};                   ///< job id of a holder of the directory that may be pushed out
+  std::shared_ptr<Keepsake> keepsake = {};  ///< of the session before, and for the next; null: none
   std::string identity = {};                ///< what else must be equal on all ranks (version, options)
 
   std::shared_ptr<FileSystem> files = std::make_shared<PosixFileSystem>();

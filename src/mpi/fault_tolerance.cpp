@@ -1,4 +1,6 @@
-#include "mpi_family.hpp"
+#include "fault_tolerance.hpp"
+
+#include <numeric>
 
 #include <lockstep/base/error.hpp>
 
@@ -10,6 +12,30 @@
 #endif
 
 namespace lockstep {
+namespace {
+
+std::vector<int> ranks_in(MPI_Group part, MPI_Comm whole) {
+  int count = 0;
+  MPI_Group_size(part, &count);
+  std::vector<int> places(static_cast<std::size_t>(count));
+  std::iota(places.begin(), places.end(), 0);
+  std::vector<int> ranks(places.size());
+  MPI_Group all = MPI_GROUP_NULL;
+  MPI_Comm_group(whole, &all);
+  MPI_Group_translate_ranks(part, count, places.data(), all, ranks.data());
+  MPI_Group_free(&all);
+  return ranks;
+}
+
+}  // namespace
+
+std::vector<int> ranks_in(MPI_Comm part, MPI_Comm whole) {
+  MPI_Group group = MPI_GROUP_NULL;
+  MPI_Comm_group(part, &group);
+  std::vector<int> ranks = ranks_in(group, whole);
+  MPI_Group_free(&group);
+  return ranks;
+}
 
 #if defined(OMPI_HAVE_MPIX_COMM_GET_FAILED)
 
@@ -36,9 +62,27 @@ bool has_lost(MPI_Comm comm) noexcept {
   return count > 0;
 }
 
+std::vector<int> lost_ranks(MPI_Comm comm) {
+  MPI_Group failed = MPI_GROUP_NULL;
+  check_mpi(MPIX_Comm_get_failed(comm, &failed), "MPIX_Comm_get_failed");
+  std::vector<int> ranks = ranks_in(failed, comm);
+  if (failed != MPI_GROUP_EMPTY) MPI_Group_free(&failed);
+  return ranks;
+}
+
+void revoke(MPI_Comm comm) noexcept {
+  MPIX_Comm_revoke(comm);
+}
+
+bool agree_on(MPI_Comm comm, bool yes) {
+  int all = yes ? 1 : 0;
+  // It also says that a rank has died, which is known; the word is good all the same.
+  MPIX_Comm_agree(comm, &all);
+  return all != 0;
+}
+
 MPI_Comm without_lost(MPI_Comm comm) {
   const BlockingCall call("the ranks that are left to meet");
-  MPIX_Comm_revoke(comm);
   MPI_Comm left = MPI_COMM_NULL;
   check_mpi(MPIX_Comm_shrink(comm, &left), "MPIX_Comm_shrink");
   return left;
@@ -52,6 +96,16 @@ bool survives_losses() noexcept {
 
 bool has_lost(MPI_Comm) noexcept {
   return false;
+}
+
+std::vector<int> lost_ranks(MPI_Comm) {
+  return {};
+}
+
+void revoke(MPI_Comm) noexcept {}
+
+bool agree_on(MPI_Comm, bool yes) {
+  return yes;
 }
 
 MPI_Comm without_lost(MPI_Comm) {

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <lockstep/mpi/communicator.hpp>
+
+namespace lockstep {
+
+class KeptMemory;
+
+/// Where MPI survives the loss of a rank: what a session leaves in memory when it ends with DeadlineExceeded,
+/// for the session that the ranks which are left make next. Given to both in SessionConfig::keepsake; every
+/// rank has one of its own.
+///
+/// A session that finds values here goes on from them, and does not look at checkpoints: the step in which
+/// the rank was lost is repeated. There are none where a rank was lost while parameters were being updated
+/// (but with `second_copy`), or where nobody who is left holds all of the state: slots of a sharded
+/// optimizer, or residuals of bf16 gradients, over several nodes; a state that was frozen before the session.
+/// It then goes on from the newest checkpoint.
+class Keepsake {
+ public:
+  /// `second_copy`: every rank copies its slice of the parameters, slots and buffers before each update, so
+  /// that an update can be undone. Costs as much memory as they take, and the time to copy them.
+  explicit Keepsake(bool second_copy = false);
+  ~Keepsake();
+  Keepsake(const Keepsake&) = delete;
+  Keepsake& operator=(const Keepsake&) = delete;
+
+  /// Finds out what can be gone on with. Collective over the ranks that are left, once each has left its
+  /// session. Throws DeadlineExceeded when one more is missing; then again with those that are left then.
+  void settle(const Communicator& left);
+
+  /// The step after which the next session goes on; nullopt: that of the newest checkpoint, or none. The same
+  /// on all ranks. Local.
+  const std::optional<std::int64_t>& step() const noexcept { return step_; }
+
+  bool second_copy() const noexcept { return second_copy_; }  ///< Local.
+
+  // Session only.
+  void adopt(std::shared_ptr<KeptMemory> memory);  ///< of the newest session; on all ranks or none
+  KeptMemory* memory() const noexcept { return memory_.get(); }
+  int source() const noexcept { return source_; }  ///< the rank that has the values
+  const std::string& owner() const noexcept { return owner_; }
+  void set_owner(std::string nonce) { owner_ = std::move(nonce); }  ///< of the checkpoint directory
+
+ private:
+  bool second_copy_;
+  std::optional<std::int64_t> step_;
+  int source_ = 0;
+  std::string owner_;
+  std::shared_ptr<KeptMemory> memory_;
+};
+
+}  // namespace lockstep

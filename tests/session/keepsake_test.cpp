@@ -1,0 +1,254 @@
+// Ranks that are lost at any moment of a run, on simulated ranks: those that are left go on from what they have
+// in memory, to the values of a run that nothing disturbed.
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <lockstep/base/error.hpp>
+#include <lockstep/hooks/stop_at_step.hpp>
+#include <lockstep/mpi/simulated_world.hpp>
+#include <lockstep/session/keepsake.hpp>
+#include <lockstep/session/monitored_training_session.hpp>
+
+namespace lockstep {
+namespace {
+
+constexpr std::size_t kElements = std::size_t{4} * 4096;  // so that each of four ranks has a slice
+constexpr std::int64_t kSteps = 4;
+constexpr std::int64_t kMicroBatches = 4;
+
+enum class Place {
+  before_run,
+  before_micro_batches,
+  before_sum,
+  before_update,
+  in_update,
+  after_update,
+  after_finish,
+  after_run,
+  nowhere
+};
+
+/// Keeps a number that depends on all losses so far, as hooks do that decide by them.
+class Remembers final : public SessionRunHook {
+ public:
+  /// `poll`: where this rank may find out that it has lost another.
+  Remembers(bool keeps, std::function<void(Place, std::int64_t)> pass, std::function<void()> poll)
+      : keeps_(keeps), pass_(std::move(pass)), poll_(std::move(poll)) {}
+  std::string_view name() const override { return "remembers"; }
+  void begin(RunContext& context) override {
+    if (keeps_) kept_ = context.state().keep("remembers", 1);
+  }
+  void before_run(RunContext& context) override { pass_(Place::before_run, context.global_step()); }
+  void after_run(RunContext& context, const RunValues& values) override {
+    if (keeps_) kept_[0] = 0.5 * kept_[0] + values.values().find("loss").value_or(0);
+    poll_();
+    pass_(Place::after_run, context.global_step() - 1);
+  }
+
+ private:
+  bool keeps_;
+  std::function<void(Place, std::int64_t)> pass_;
+  std::function<void()> poll_;
+  std::span<double> kept_;
+};
+
+struct Outcome {
+  std::string digest;
+  double kept = 0;
+  std::vector<std::optional<std::int64_t>> settled;  ///< at each loss
+};
+
+/// What happens to one rank of a run.
+struct Death {
+  int rank = -1;
+  Place place = Place::nowhere;
+  std::int64_t step = 0;
+};
+
+/// All ranks but those that die, again and again, until the run is over. Ranks die in the order of `deaths`.
+Outcome run(int ranks, bool shares, bool second_copy, bool keeps, std::uint64_t seed,
+            const std::vector<Death>& deaths) {
+  Outcome outcome;
+  std::size_t lost = 0;  // deaths so far
+  bool over = false;
+  std::vector<bool> dead(static_cast<std::size_t>(ranks));
+  std::vector<std::size_t> knows(static_cast<std::size_t>(ranks));
+  std::uint64_t draws = seed;
+  SimulatedWorld simulated{ranks, 0, seed};
+  simulated.turn = [&](int rank) {
+    const auto i = static_cast<std::size_t>(rank);
+    if (dead[i]) return over ? Turn::lose : Turn::wait;
+    if (knows[i] == lost) return Turn::go_on;
+    // At one of its next operations.
+    draws = draws * 6364136223846793005U + 1442695040888963407U;
+    return draws >> 62 == 0 ? Turn::lose : Turn::go_on;
+  };
+  simulated.run([&](const Communicator& world) {
+    const int me = world.rank();
+    const auto my = static_cast<std::size_t>(me);
+    std::vector<Communicator> worlds = {world};
+    for (std::size_t i = 0; i < deaths.size(); ++i) {
+      bool gone = false;
+      for (std::size_t k = 0; k <= i; ++k) gone |= deaths[k].rank == me;
+      worlds.push_back(world.split(gone ? 1 : 0, me));
+    }
+    const auto pass = [&](Place place, std::int64_t step) {
+      if (lost >= deaths.size()) return;
+      const Death& next = deaths[lost];
+      if (next.rank != me || next.place != place || next.step != step) return;
+      dead[my] = true;
+      ++lost;
+      world.barrier("what never comes");
+    };
+    auto keepsake = std::make_shared<Keepsake>(second_copy);
+    for (std::size_t attempt = 0;;) {
+      try {
+        const Communicator& comm = worlds[attempt];
+        if (attempt > 0) {
+          keepsake->settle(comm);
+          if (comm.is_chief()) {
+            outcome.settled.resize(attempt);
+            outcome.settled[attempt - 1] = keepsake->step();
+          }
+        }
+        State state;
+        const Tensor weight = state.parameter("weight", {static_cast<std::int64_t>(kElements)});
+        state.slot("velocity");
+        MonitoredTrainingSessionOptions options;
+        options.config.share_parameters = shares;
+        options.config.micro_batches = kMicroBatches;
+        options.config.keepsake = keepsake;
+        options.scaffold.init_fn = [](State& fresh) {
+          for (std::size_t i = 0; i < kElements; ++i) fresh.parameters()[i] = std::sin(static_cast<float>(i));
+        };
+        // Not where a rank that is still in the hooks of the step before would hear of it.
+        const bool polls = lost < deaths.size() && deaths[lost].place > Place::before_sum;
+        const auto poll = [&] {
+          if (!polls) return;
+          Request received = comm.receive({}, comm.rank(), 77);
+          Request sent = comm.send({}, comm.rank(), 77);
+          comm.wait(received, "a message to oneself");
+          comm.wait(sent, "a message to oneself");
+        };
+        options.hooks = {std::make_shared<Remembers>(keeps, pass, poll),
+                         std::make_shared<StopAtStepHook>(std::nullopt, kSteps)};
+        options.max_wait_secs = 0;
+        MonitoredTrainingSession session(comm, state, options);
+        session.train([&](StepContext& step) {
+          const std::int64_t t = step.number();
+          pass(Place::before_micro_batches, t);
+          const auto owned = step.micro_batches();
+          for (auto m = owned.first; m < owned.last; ++m) {
+            const std::span<float> gradients = step.begin_micro_batch();
+            for (std::size_t i = 0; i < kElements; ++i) {
+              gradients[i] = 1e-3F * static_cast<float>((i * 7 + static_cast<std::size_t>(m * 31 + t * 13)) % 101);
+            }
+            step.end_micro_batch();
+          }
+          pass(Place::before_sum, t);
+          step.reduce_micro_batches();
+          pass(Place::before_update, t);
+          if (!step.shares_parameters()) step.finish();
+          const ElementRange slice = step.slice();
+          const std::span<float> velocity = state.slot_values("velocity");
+          for (std::size_t i = slice.first; i < slice.last; ++i) {
+            if (i == slice.first + slice.size() / 2) {
+              pass(Place::in_update, t);
+              poll();
+            }
+            velocity[i] = 0.9F * velocity[i] + step.sum()[i];
+            state.parameters()[i] -= 0.1F * velocity[i];
+          }
+          if (slice.size() == 0) pass(Place::in_update, t);
+          pass(Place::after_update, t);
+          step.finish();
+          pass(Place::after_finish, t);
+          return StepValues{{"loss", static_cast<double>(t + 1)}};
+        });
+        CHECK(session.global_step() == kSteps);
+        if (comm.is_chief()) {
+          outcome.digest = content_digest(state.entries(), "/model/").hex() +
+                           content_digest(state.entries(), "/slots/").hex();
+          if (keeps) outcome.kept = state.keep("remembers", 1)[0];
+        }
+        over = true;
+        return;
+      } catch (const DeadlineExceeded&) {
+        if (dead[my]) return;
+        attempt = knows[my] = lost;
+      }
+    }
+  });
+  return outcome;
+}
+
+constexpr Place kPlaces[] = {Place::before_run,    Place::before_micro_batches, Place::before_sum,
+                             Place::before_update, Place::in_update,            Place::after_update,
+                             Place::after_finish,  Place::after_run};
+
+/// One death, in many interleavings.
+void check_death(int ranks, bool shares, bool second_copy, bool keeps, const Death& death,
+                 const Outcome& undisturbed) {
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    CAPTURE(seed);
+    const Outcome ended = run(ranks, shares, second_copy, keeps, seed, {death});
+    CHECK(ended.digest == undisturbed.digest);
+    CHECK(ended.kept == undisturbed.kept);
+    REQUIRE(ended.settled.size() == 1);
+    const auto& settled = ended.settled.front();
+    // Where nobody had begun to update, that step is repeated. With a second copy it always is, if nobody had
+    // completed it.
+    if (death.place <= Place::before_sum) CHECK(settled == std::optional(death.step));
+    if (second_copy) CHECK((settled == std::optional(death.step) || settled == std::optional(death.step + 1)));
+  }
+}
+
+TEST_CASE("whichever rank is lost and wherever, the others come to the values of the undisturbed run") {
+  for (const bool shares : {true, false}) {
+    for (const bool keeps : {true, false}) {
+    CAPTURE(keeps);
+    const Outcome undisturbed = run(1, shares, false, keeps, 1, {});
+    for (int ranks = 2; ranks <= 4; ++ranks) {
+      for (int who = 0; who < ranks; ++who) {
+        for (const Place place : kPlaces) {
+          for (const bool second_copy : {false, true}) {
+            CAPTURE(shares);
+            CAPTURE(ranks);
+            CAPTURE(who);
+            CAPTURE(static_cast<int>(place));
+            CAPTURE(second_copy);
+            check_death(ranks, shares, second_copy, keeps, {who, place, 1 + who % 2}, undisturbed);
+          }
+        }
+      }
+    }
+    }
+  }
+}
+
+TEST_CASE("ranks are lost one after the other down to one, and what is kept goes with it") {
+  const Outcome undisturbed = run(1, true, false, true, 1, {});
+  for (std::uint64_t seed = 1; seed <= 24; ++seed) {
+    for (const bool second_copy : {false, true}) {
+      CAPTURE(seed);
+      CAPTURE(second_copy);
+      std::vector<Death> deaths;
+      for (int i = 0; i < 3; ++i) {
+        const int rank = static_cast<int>((seed + static_cast<std::uint64_t>(i)) % 4);
+        const auto at = (seed * 5 + static_cast<std::uint64_t>(i) * 3) % std::size(kPlaces);
+        deaths.push_back({rank, kPlaces[at], 1 + i});
+      }
+      const Outcome ended = run(4, true, second_copy, true, seed, deaths);
+      CHECK(ended.digest == undisturbed.digest);
+      CHECK(ended.kept == undisturbed.kept);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lockstep

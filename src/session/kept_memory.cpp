@@ -80,7 +80,8 @@ void KeptMemory::begin(std::int64_t step) {
   valid_ = true;
 }
 
-void KeptMemory::copy(const std::vector<Arena>& from, const std::vector<Arena>& to, const Progress& of) const {
+void KeptMemory::copy(const std::vector<Arena>& from, const std::vector<Arena>& to,
+                      const Progress& of) const {
   for (std::size_t i = 0; i < from.size(); ++i) {
     const ElementRange range = i == kBuffers ? of.buffers : of.parameters;
     std::ranges::copy(from[i].values().subspan(range.first, range.size()),

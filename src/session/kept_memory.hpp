@@ -42,9 +42,10 @@ class KeptMemory {
  private:
   /// How far a rank is.
   struct Progress {
-    std::atomic<std::uint64_t> begun = 0;      ///< updates; who begins one knows that all finished the last
-    std::atomic<std::uint64_t> went_back = 0;  ///< 1 + the update to which the arenas were brought; 0: were not
-    ElementRange parameters;                   ///< what it writes to in the update begun last
+    std::atomic<std::uint64_t> begun = 0;  ///< updates; who begins one knows that all finished the last
+    std::atomic<std::uint64_t> went_back =
+        0;                    ///< 1 + the update to which the arenas were brought; 0: were not
+    ElementRange parameters;  ///< what it writes to in the update begun last
     ElementRange buffers;
   };
   using Values = std::vector<std::vector<std::byte>>;

@@ -115,4 +115,16 @@ TEST_CASE("a call is told once, and calls that come one after the other are not 
   }
 }
 
+TEST_CASE("the time of a call counts from its begin, however long nobody looked before") {
+  ByHand executor;
+  SystemIdentity process;
+  int calls = 0;
+  const CallWatch watch(executor, process, {.start = Seconds{60}, .call = Seconds{60}},
+                        [&](const std::string&) { ++calls; });
+  const BlockingCall call("a call");
+  executor.turn();
+  executor.turn();
+  CHECK(calls == 0);
+}
+
 }  // namespace lockstep

@@ -1,5 +1,5 @@
-// Ranks that are lost at any moment of a run, on simulated ranks: those that are left go on from what they have
-// in memory, to the values of a run that nothing disturbed.
+// Ranks that are lost at any moment of a run, on simulated ranks: those that are left go on from what they
+// have in memory, to the values of a run that nothing disturbed.
 
 #include <cmath>
 #include <optional>
@@ -146,7 +146,8 @@ Outcome run(int ranks, bool shares, bool second_copy, bool keeps, std::uint64_t 
           for (auto m = owned.first; m < owned.last; ++m) {
             const std::span<float> gradients = step.begin_micro_batch();
             for (std::size_t i = 0; i < kElements; ++i) {
-              gradients[i] = 1e-3F * static_cast<float>((i * 7 + static_cast<std::size_t>(m * 31 + t * 13)) % 101);
+              gradients[i] =
+                  1e-3F * static_cast<float>((i * 7 + static_cast<std::size_t>(m * 31 + t * 13)) % 101);
             }
             step.end_micro_batch();
           }
@@ -187,9 +188,9 @@ Outcome run(int ranks, bool shares, bool second_copy, bool keeps, std::uint64_t 
   return outcome;
 }
 
-constexpr Place kPlaces[] = {Place::before_run,    Place::before_micro_batches, Place::before_sum,
-                             Place::before_update, Place::in_update,            Place::after_update,
-                             Place::after_finish,  Place::after_run};
+constexpr Place kPlaces[] = {
+    Place::before_run, Place::before_micro_batches, Place::before_sum,   Place::before_update,
+    Place::in_update,  Place::after_update,         Place::after_finish, Place::after_run};
 
 /// One death, in many interleavings.
 void check_death(int ranks, bool shares, bool second_copy, bool keeps, const Death& death,
@@ -204,29 +205,30 @@ void check_death(int ranks, bool shares, bool second_copy, bool keeps, const Dea
     // Where nobody had begun to update, that step is repeated. With a second copy it always is, if nobody had
     // completed it.
     if (death.place <= Place::before_sum) CHECK(settled == std::optional(death.step));
-    if (second_copy) CHECK((settled == std::optional(death.step) || settled == std::optional(death.step + 1)));
+    if (second_copy)
+      CHECK((settled == std::optional(death.step) || settled == std::optional(death.step + 1)));
   }
 }
 
 TEST_CASE("whichever rank is lost and wherever, the others come to the values of the undisturbed run") {
   for (const bool shares : {true, false}) {
     for (const bool keeps : {true, false}) {
-    CAPTURE(keeps);
-    const Outcome undisturbed = run(1, shares, false, keeps, 1, {});
-    for (int ranks = 2; ranks <= 4; ++ranks) {
-      for (int who = 0; who < ranks; ++who) {
-        for (const Place place : kPlaces) {
-          for (const bool second_copy : {false, true}) {
-            CAPTURE(shares);
-            CAPTURE(ranks);
-            CAPTURE(who);
-            CAPTURE(static_cast<int>(place));
-            CAPTURE(second_copy);
-            check_death(ranks, shares, second_copy, keeps, {who, place, 1 + who % 2}, undisturbed);
+      CAPTURE(keeps);
+      const Outcome undisturbed = run(1, shares, false, keeps, 1, {});
+      for (int ranks = 2; ranks <= 4; ++ranks) {
+        for (int who = 0; who < ranks; ++who) {
+          for (const Place place : kPlaces) {
+            for (const bool second_copy : {false, true}) {
+              CAPTURE(shares);
+              CAPTURE(ranks);
+              CAPTURE(who);
+              CAPTURE(static_cast<int>(place));
+              CAPTURE(second_copy);
+              check_death(ranks, shares, second_copy, keeps, {who, place, 1 + who % 2}, undisturbed);
+            }
           }
         }
       }
-    }
     }
   }
 }

@@ -200,6 +200,7 @@ void CreatedSession::agree_to_close() {
 /// This rank failed where it should have updated its slice, and the others do not know yet. Shared parameters
 /// that were updated in part must not look like a step: what is not finite is never saved.
 void CreatedSession::spoil_my_slice() {
+  if (ground_.kept) ground_.kept->spoil_update();
   const ElementRange mine = slice();
   std::ranges::fill(state_.parameters().subspan(mine.first, mine.size()),
                     std::numeric_limits<float>::quiet_NaN());

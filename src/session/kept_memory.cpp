@@ -101,6 +101,10 @@ void KeptMemory::before_update(ElementRange parameters, ElementRange buffers) {
   mine.begun.store(++updates_, std::memory_order_seq_cst);
 }
 
+void KeptMemory::spoil_update() {
+  progress_[static_cast<std::size_t>(me_)]->spoiled.store(updates_, std::memory_order_seq_cst);
+}
+
 void KeptMemory::complete(std::int64_t step) {
   completed_ = updates_;
   step_ = step;
@@ -117,8 +121,8 @@ std::optional<std::int64_t> KeptMemory::step() const {
   // Of a step without an update: what hooks keep may be that of the step, or not.
   if (unsettled_ && has_private_ && updates_ == completed_) return std::nullopt;
   for (const Progress* progress : progress_) {
-    const std::uint64_t went_back = progress->went_back.load();
-    if (went_back != 0 && went_back != completed_ + 1) return std::nullopt;
+    const std::uint64_t spoiled = progress->spoiled.load();
+    if (spoiled != 0 && spoiled <= completed_) return std::nullopt;
     // Or it has begun the next: there is no other before this rank has completed that one.
     if (progress->begun.load() != completed_ && second_.empty()) return std::nullopt;
   }
@@ -126,7 +130,6 @@ std::optional<std::int64_t> KeptMemory::step() const {
 }
 
 void KeptMemory::go_back() {
-  for (Progress* progress : progress_) progress->went_back.store(completed_ + 1, std::memory_order_seq_cst);
   for (Progress* progress : progress_) {
     if (progress->begun.load() == completed_) continue;
     copy(second_, arenas_, *progress);

@@ -28,6 +28,7 @@ class KeptMemory {
   void begin(std::int64_t step);  ///< all have the values of this step
   void spoil() { valid_ = false; }
   void before_update(ElementRange parameters, ElementRange buffers);  ///< this rank writes to these alone
+  void spoil_update();                 ///< this rank could not make its part, and the others do not know
   void heard() { unsettled_ = true; }  ///< the step counts; hooks may change what they keep
   void complete(std::int64_t step);    ///< and have done so
   void let_go(const State& state);     ///< which goes now
@@ -42,10 +43,9 @@ class KeptMemory {
  private:
   /// How far a rank is.
   struct Progress {
-    std::atomic<std::uint64_t> begun = 0;  ///< updates; who begins one knows that all finished the last
-    std::atomic<std::uint64_t> went_back =
-        0;                    ///< 1 + the update to which the arenas were brought; 0: were not
-    ElementRange parameters;  ///< what it writes to in the update begun last
+    std::atomic<std::uint64_t> begun = 0;    ///< updates; who begins one knows that all finished the last
+    std::atomic<std::uint64_t> spoiled = 0;  ///< the first update that it could not make; 0: none
+    ElementRange parameters;                 ///< what it writes to in the update begun last
     ElementRange buffers;
   };
   using Values = std::vector<std::vector<std::byte>>;

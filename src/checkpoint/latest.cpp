@@ -24,20 +24,20 @@ Candidates find_candidates(Directory& directory, const std::string& basename, co
   if (hint.state) result.listed = hint.state->checkpoints.size();
   std::ranges::sort(found, std::greater{}, &FoundCheckpoint::name);
 
-  std::map<std::string, std::uint64_t> tokens;
+  std::map<std::string, Trailer> trailers;
   for (const FoundCheckpoint& checkpoint : found) {
     try {
-      tokens[checkpoint.file] = read_trailer(*directory.open(checkpoint.file), checkpoint.file).token;
+      trailers[checkpoint.file] = read_trailer(*directory.open(checkpoint.file), checkpoint.file);
     } catch (const Error&) {
       // Told when its turn comes.
     }
   }
   const auto overtaken = [&](const FoundCheckpoint& candidate) -> std::string {
-    const auto own = tokens.find(candidate.file);
-    if (own == tokens.end()) return "";
+    const auto own = trailers.find(candidate.file);
+    if (own == trailers.end()) return "";
     for (const FoundCheckpoint& other : found) {
-      const auto token = tokens.find(other.file);
-      if (other.name < candidate.name && token != tokens.end() && token->second > own->second) {
+      const auto its = trailers.find(other.file);
+      if (other.name < candidate.name && its != trailers.end() && its->second.token > own->second.token) {
         return fmt::format("a job wrote it after it had lost the directory to the one that wrote {}",
                            other.file);
       }

@@ -75,6 +75,7 @@ RetentionPlan plan_retention(const StateFile& state, const std::string& current,
           spacing > 0 && (!last || record.time >= *last + spacing || record.time < *last - kClockStepSeconds);
       if (!due) {
         plan.remove.push_back(record.file);
+        plan.state.retired.push_back({record.file, record.digest});
         continue;
       }
       record.preserved = true;

@@ -70,6 +70,18 @@ CheckpointRecord record_from(const json& object) {
   return record;
 }
 
+RetiredCheckpoint retired_from(const json& object) {
+  const json& file = member(object, "file");
+  const json& digest = member(object, "digest");
+  if (!file.is_string() || !is_plain_name(file.get_ref<const std::string&>())) {
+    throw Problem{"the name of what is to be deleted is not a plain base name"};
+  }
+  if (!digest.is_string() || digest.get_ref<const std::string&>().size() != kDigestDigits) {
+    throw Problem{"a digest of what is to be deleted has not 32 digits"};
+  }
+  return {file.get<std::string>(), digest.get<std::string>()};
+}
+
 bool older(const CheckpointRecord& left, const CheckpointRecord& right, const std::string& basename) {
   return parse_file_name(basename, left.file) < parse_file_name(basename, right.file);
 }
@@ -81,10 +93,12 @@ CheckpointRecord record_of(const std::string& file, const Trailer& trailer) {
           trailer.saved_at, false, trailer.metric};
 }
 
-bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t token) {
-  return token < state.token && std::ranges::none_of(state.checkpoints, [&](const CheckpointRecord& record) {
-           return record.file == file;
-         });
+bool is_fenced(const StateFile& state, const std::string& file, const Trailer& trailer) {
+  if (trailer.token >= state.token) return false;
+  const auto listed = [&](const CheckpointRecord& record) { return record.file == file; };
+  const RetiredCheckpoint own{file, trailer.digest.hex()};
+  return std::ranges::none_of(state.checkpoints, listed) &&
+         std::ranges::find(state.retired, own) == state.retired.end();
 }
 
 namespace {
@@ -143,6 +157,9 @@ std::string to_json(const StateFile& state, const MacKey* key) {
                    {"token", state.token},
                    {"checkpoints", std::move(checkpoints)},
                    {"last_preserved", nullptr}};
+  for (const RetiredCheckpoint& retired : state.retired) {
+    document["retired"].push_back({{"file", retired.file}, {"digest", retired.digest}});
+  }
   if (state.last_preserved) document["last_preserved"] = *state.last_preserved;
   if (!state.checkpoints.empty()) document["latest"] = state.checkpoints.back().file;
   const std::string text = sealed_text(document);
@@ -170,6 +187,10 @@ ParsedStateFile parse_state_file(std::span<const std::byte> bytes, const MacKey*
     const json& checkpoints = member(document, "checkpoints");
     if (!checkpoints.is_array()) throw Problem{"'checkpoints' is no list"};
     for (const json& object : checkpoints) state.checkpoints.push_back(record_from(object));
+    if (const auto retired = document.find("retired"); retired != document.end()) {
+      if (!retired->is_array()) throw Problem{"'retired' is no list"};
+      for (const json& object : *retired) state.retired.push_back(retired_from(object));
+    }
     if (const json& last = member(document, "last_preserved"); !last.is_null()) {
       state.last_preserved = number<double>(document, "last_preserved");
       if (!std::isfinite(*state.last_preserved)) throw Problem{"'last_preserved' is out of range"};
@@ -254,7 +275,7 @@ StateFile load_state(Directory& directory, const std::string& basename, const Lo
       if (trailer.step != checkpoint.name.step) {
         throw DataError(fmt::format("{} holds step {}", checkpoint.file, trailer.step));
       }
-      if (hint.state && is_fenced(*hint.state, checkpoint.file, trailer.token)) {
+      if (hint.state && is_fenced(*hint.state, checkpoint.file, trailer)) {
         log.warn(fmt::format("{} is from a job that had lost the directory; it is left alone and not counted",
                              checkpoint.file));
         continue;

@@ -26,6 +26,7 @@ StateFile example() {
                                  1.7e9 + 0.125 * static_cast<double>(step), step == 10});
   }
   state.last_preserved = 1.7e9;
+  state.retired.push_back({"ckpt-00000005.h5", std::string(32, 'b')});
   return state;
 }
 
@@ -70,6 +71,10 @@ TEST_CASE("names outside the directory and numbers out of range make a state fil
   for (const char* name : {"../ckpt-00000010.h5", "/etc/passwd", "", ".", "..", "a/b", "a b"}) {
     CHECK_FALSE(with("ckpt-00000010.h5", name));
   }
+  CHECK(with("ckpt-00000005.h5", "ckpt-00000006.h5"));
+  CHECK_FALSE(with("ckpt-00000005.h5", "../ckpt-00000005.h5"));
+  CHECK_FALSE(with("\"retired\": [", "\"retired\": [7, "));
+  CHECK_FALSE(with(std::string(32, 'b'), std::string(31, 'b')));
   CHECK_FALSE(with("\"step\": 10", "\"step\": -1"));
   CHECK_FALSE(with("\"step\": 10", "\"step\": 1.5"));
   CHECK_FALSE(with("\"step\": 10", "\"step\": 99999999999999999999"));
@@ -111,6 +116,79 @@ TEST_CASE("on the word of a state file that does not prove itself nothing is pas
   CHECK(with(signed_text, other) == 0);
   CHECK(with(text, key) == 0);  // anybody can make a seal
   CHECK(parse(signed_text).state == state);
+}
+
+TEST_CASE(
+    "what a job had no time to delete is deleted by a later one, and is never taken for a strange job's") {
+  // A job that owns the directory after another, and is gone or meets an error at each of its calls.
+  for (const bool dies : {true, false}) {
+    CAPTURE(dies);
+    long points = 0;
+    long left_over = 0;
+    for (long n = 1;; ++n) {
+      CAPTURE(n);
+      const auto disk = std::make_shared<test::MemoryDisk>();
+      const auto directory = std::make_shared<MemoryDirectory>(disk);
+      {
+        Job first(directory, {.max_to_keep = 2}, 1);
+        for (int step = 1; step <= 2; ++step) REQUIRE(first.save_as_owner(step).ok());
+      }
+      bool struck = false;
+      {
+        Job second(directory, {.max_to_keep = 2}, 2);
+        CHECK(second.restore()->step == 2);
+        second.saver();
+        disk->fail_at = disk->operations + n;
+        disk->dies = dies;
+        try {
+          for (int step = 3; step <= 4; ++step) second.save_as_owner(step);
+        } catch (const FileError&) {
+          // The lock of this test is written by hand.
+        }
+        struck = disk->failed;
+      }
+      if (!struck) break;
+      ++points;
+      const auto after = std::make_shared<MemoryDirectory>(disk->reboot(test::MemoryDisk::End::kill));
+      if (after->exists(".lock")) after->remove(".lock");
+      left_over += scan_checkpoints(*after, "ckpt").size() > 2 ? 1 : 0;
+      Job third(after, {.max_to_keep = 2}, 3);
+      const auto restored = third.restore();
+      REQUIRE(restored);
+      for (const DirectoryEntry& entry : after->list()) {
+        CAPTURE(entry.name);
+        CHECK_FALSE(is_set_aside(entry.name));
+      }
+      CHECK(third.save_as_owner(10).ok());
+      CHECK(scan_checkpoints(*after, "ckpt").size() == 2);
+    }
+    CHECK(points > 20);
+    CHECK(left_over > 0);
+  }
+}
+
+TEST_CASE("what comes again under the name of something that was deleted is still a strange job's") {
+  const auto directory = std::make_shared<MemoryDirectory>();
+  {
+    Job first(directory, {.max_to_keep = 1}, 1);
+    REQUIRE(first.save_as_owner(1).ok());
+  }
+  {
+    Job second(directory, {.max_to_keep = 1}, 2);
+    REQUIRE(second.save_as_owner(3).ok());
+  }
+  const auto retired = read_state_file(*directory).state->retired;
+  REQUIRE(retired.size() == 1);
+  CHECK(retired[0].file == "ckpt-00000001.h5");
+  // The first wakes and writes another one of that step.
+  const auto elsewhere = std::make_shared<MemoryDirectory>();
+  Job strange(elsewhere, {}, 1);
+  strange.clock.advance(Seconds{5});
+  REQUIRE(strange.save_as_owner(1).ok());
+  directory->disk().names["ckpt-00000001.h5"] = elsewhere->disk().names["ckpt-00000001.h5"];
+  Job third(directory, {}, 3);
+  CHECK(third.restore()->step == 3);
+  CHECK(directory->exists("ckpt-00000001.h5.superseded-1"));
 }
 
 // TF: RecoverLastCheckpoints.test_recover_last_checkpoints

@@ -32,15 +32,27 @@ struct CheckpointRecord {
 /// What the trailer of a file says.
 CheckpointRecord record_of(const std::string& file, const Trailer& trailer);
 
+/// A checkpoint that is about to be deleted, or was.
+struct RetiredCheckpoint {
+  std::string file;
+  std::string digest;
+
+  friend bool operator==(const RetiredCheckpoint&, const RetiredCheckpoint&) = default;
+};
+
 /// The contents of checkpoint.json. A hint for people and for retention: what counts is the directory.
 struct StateFile {
   std::vector<CheckpointRecord> checkpoints;  ///< oldest first
   std::optional<double> last_preserved;       ///< time of the last checkpoint that was preserved
 
-  /// Fencing token of the owner that wrote this. What has a lower one and is not listed here was written by a
-  /// job that had lost the directory by then. 0 in a text that does not prove itself: nothing is passed over
-  /// on the word of such a text.
+  /// Fencing token of the owner that wrote this. What has a lower one and is neither listed nor retired here
+  /// was written by a job that had lost the directory by then. 0 in a text that does not prove itself:
+  /// nothing is passed over on the word of such a text.
   std::uint64_t token = 0;
+
+  /// What is deleted once this is written. A job that dies before leaves them, and they are no work of a job
+  /// that had lost the directory.
+  std::vector<RetiredCheckpoint> retired = {};
 
   friend bool operator==(const StateFile&, const StateFile&) = default;
 };
@@ -79,9 +91,9 @@ std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::s
 std::vector<FoundCheckpoint> scan_checkpoints(Directory& directory, const std::string& basename,
                                               const StateFile& known);
 
-/// True when a later owner of the directory knew nothing of a file with this token, so that it is no part of
-/// its run.
-bool is_fenced(const StateFile& state, const std::string& file, std::uint64_t token);
+/// True when a later owner of the directory knew nothing of a file with this trailer, so that it is no part
+/// of its run.
+bool is_fenced(const StateFile& state, const std::string& file, const Trailer& trailer);
 
 /// What the directory really holds: a record for every checkpoint whose trailer is whole and that is not
 /// fenced, with what only the state file knows where that agrees. Says in `log` when the state file is

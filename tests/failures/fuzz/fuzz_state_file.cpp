@@ -14,6 +14,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (const CheckpointRecord& record : parsed.state->checkpoints) {
     if (!is_plain_name(record.file)) std::abort();
   }
+  for (const RetiredCheckpoint& retired : parsed.state->retired) {
+    if (!is_plain_name(retired.file)) std::abort();
+  }
   const std::string text = to_json(*parsed.state);
   const ParsedStateFile again = parse_state_file(std::as_bytes(std::span(text)));
   if (!again.state || to_json(*again.state) != text) std::abort();

@@ -107,6 +107,13 @@ bool lost_race(const FileError& error) {
   return error.code() == EEXIST || error.code() == ENOENT;
 }
 
+/// For a terminal: anybody may have written it.
+std::string shown(std::string text) {
+  std::ranges::replace_if(
+      text, [](unsigned char c) { return c < ' ' || c == 0x7f; }, '?');
+  return text;
+}
+
 const std::string kLock(kLockFileName);
 const std::string kHeartbeat(kHeartbeatFileName);
 
@@ -115,8 +122,8 @@ const std::string kHeartbeat(kHeartbeatFileName);
 std::string describe(const LockHolder& holder) {
   const auto since = static_cast<std::time_t>(std::clamp(holder.since, 0.0, 4e9));
   return fmt::format("{}pid {} on host {}, since {:%Y-%m-%d %H:%M:%S} UTC",
-                     holder.job.empty() ? "" : "job " + holder.job + ", ", holder.pid, holder.host,
-                     fmt::gmtime(since));
+                     holder.job.empty() ? "" : "job " + shown(holder.job) + ", ", holder.pid,
+                     shown(holder.host), fmt::gmtime(since));
 }
 
 std::optional<LockHolder> read_lock(Directory& directory) {

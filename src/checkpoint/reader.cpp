@@ -66,7 +66,10 @@ class StructureReader {
   void visit_link(hid_t group, const std::string& path, const std::string& leaf, std::size_t depth) {
     const std::string full = path + "/" + leaf;
     if (full.size() > kMaxPathLength) refuse(path, "a name is too long");
-    if (leaf.empty() || leaf == "." || leaf == ".." || leaf.find('/') != std::string::npos) {
+    // Paths are shown to people, on terminals.
+    const auto control = [](unsigned char c) { return c < ' ' || c == 0x7f; };
+    if (leaf.empty() || leaf == "." || leaf == ".." || leaf.find('/') != std::string::npos ||
+        std::ranges::any_of(leaf, control)) {
       refuse(path, "a name is not plain");
     }
 

@@ -1,7 +1,5 @@
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cmath>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -10,46 +8,15 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/checkpoint/trailer.hpp>
 
+#include "trailer_layout.hpp"
+
 // The reader trusts nothing: the footer's fields are used only after they were checked against the size of
 // the file, and the image is handed on only after every block, the table and the digest agree.
 
 namespace lockstep {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "fields are copied as they lie in memory");
-
-// A page: damage is found at the granularity in which disks and memory lose things, and a tensor can be
-// named.
-constexpr std::size_t kBlockBytes = 4096;
 constexpr std::size_t kPieceBytes = std::size_t{256} << 10;  // stays in the second-level cache between uses
-constexpr std::size_t kMaxPathLength = 1024;
-constexpr std::uint32_t kVersion = 1;
-constexpr std::array<char, 8> kMagic = {'L', 'K', 'S', 'T', 'P', 'C', 'K', '\n'};
-constexpr std::size_t kChecksumBytes = sizeof(std::uint32_t);
-
-// Offsets of the footer's fields from its start.
-constexpr std::size_t kImageBytesAt = 0;
-constexpr std::size_t kStepAt = 8;
-constexpr std::size_t kTokenAt = 16;
-constexpr std::size_t kSavedAtAt = 24;  // milliseconds since 1970
-constexpr std::size_t kBlockBytesAt = 32;
-constexpr std::size_t kBlockCountAt = 36;
-constexpr std::size_t kIndexBytesAt = 40;
-constexpr std::size_t kMetricAt = 48;
-constexpr std::size_t kMetricNameAt = 56;  // padded with zeros
-constexpr std::size_t kSignedAt = 88;      // 1: the code is there
-constexpr std::size_t kTableCrcAt = 92;    // CRC32C of table, index and the footer up to here
-constexpr std::size_t kCodeAt = 96;        // HMAC-SHA-256 of everything before it, or zeros
-constexpr std::size_t kDigestAt = 128;     // of everything before it
-constexpr std::size_t kVersionAt = 144;
-constexpr std::size_t kReservedAt = 148;
-constexpr std::size_t kMagicAt = 152;
-constexpr std::size_t kFooterBytes = 160;
-
-template <class T>
-void put(std::span<std::byte> bytes, std::size_t offset, const T& value) {
-  std::memcpy(bytes.data() + offset, &value, sizeof value);
-}
 
 template <class T>
 T get(std::span<const std::byte> bytes, std::size_t offset) {
@@ -66,10 +33,6 @@ void read_exactly(ReadableFile& file, const std::string& name, std::uint64_t off
                   std::span<std::byte> bytes) {
   const std::size_t count = file.read(offset, bytes);
   if (count != bytes.size()) fail(name, offset + count, "the file ends here, earlier than its size says");
-}
-
-std::uint64_t blocks_of(std::uint64_t image_bytes) noexcept {
-  return image_bytes / kBlockBytes + (image_bytes % kBlockBytes != 0 ? 1 : 0);
 }
 
 /// A trailer that is whole, with the bytes that the digest covers.
@@ -92,7 +55,6 @@ struct Parsed {
 // A record of the index: offset (8 bytes), type (1), dimensions (1), length of the path (2), each dimension
 // (8), the path.
 constexpr std::size_t kRecordBytes = 12;
-constexpr std::size_t kMaxDimensions = 8;
 constexpr std::size_t kMaxExtents = 1'000'000;
 
 /// Takes the next record from `index`; nullopt when it is none.
@@ -120,6 +82,9 @@ std::optional<Extent> take_extent(std::span<const std::byte>& index, std::uint64
   if (bytes > image_bytes - extent.offset) return std::nullopt;
   if (extent.type == ElementType::text && dimensions != 1) return std::nullopt;
   extent.path.assign(reinterpret_cast<const char*>(index.data()) + length - name, name);
+  // Paths are shown to people, on terminals.
+  if (std::ranges::any_of(extent.path, [](unsigned char c) { return c < ' ' || c == 0x7f; }))
+    return std::nullopt;
   index = index.subspan(length);
   return extent;
 }
@@ -266,29 +231,6 @@ void check_image(ReadableFile& file, const std::string& name, const Parsed& pars
 
 }  // namespace
 
-std::vector<std::byte> build_index(std::span<const Extent> extents) {
-  std::vector<std::byte> index;
-  const auto append = [&](const void* data, std::size_t size) {
-    const auto* bytes = static_cast<const std::byte*>(data);
-    index.insert(index.end(), bytes, bytes + size);
-  };
-  for (const Extent& extent : extents) {
-    if (extent.path.size() > kMaxPathLength || extent.shape.size() > kMaxDimensions) {
-      throw InternalError("a path or shape is too long for an index");
-    }
-    const auto type = static_cast<std::uint8_t>(extent.type);
-    const auto dimensions = static_cast<std::uint8_t>(extent.shape.size());
-    const auto length = static_cast<std::uint16_t>(extent.path.size());
-    append(&extent.offset, sizeof extent.offset);
-    append(&type, sizeof type);
-    append(&dimensions, sizeof dimensions);
-    append(&length, sizeof length);
-    append(extent.shape.data(), extent.shape.size() * sizeof(std::int64_t));
-    append(extent.path.data(), length);
-  }
-  return index;
-}
-
 std::vector<Extent> parse_index(std::span<const std::byte> index, std::uint64_t image_bytes,
                                 const std::string& name) {
   std::vector<Extent> extents;
@@ -313,66 +255,6 @@ std::vector<Extent> parse_index(std::span<const std::byte> index, std::uint64_t 
         fmt::format("{} is not a checkpoint that is read here: its index has '{}' twice", name, twice->path));
   }
   return extents;
-}
-
-TrailerWriter::TrailerWriter(std::span<const std::byte> index, const MacKey* key) : index_(index) {
-  if (key != nullptr) mac_.emplace(*key);
-}
-
-void TrailerWriter::add(std::span<const std::byte> bytes) {
-  hasher_.update(bytes);
-  if (mac_) mac_->update(bytes);
-  if (const auto filled = static_cast<std::size_t>(image_bytes_ % kBlockBytes); filled != 0) {
-    const auto piece = bytes.first(std::min(bytes.size(), kBlockBytes - filled));
-    checksums_.back() = crc32c(piece, checksums_.back());
-    image_bytes_ += piece.size();
-    bytes = bytes.subspan(piece.size());
-  }
-  const std::size_t known = checksums_.size();
-  checksums_.resize(known + static_cast<std::size_t>(blocks_of(bytes.size())));
-  crc32c_blocks(bytes, kBlockBytes, std::span(checksums_).subspan(known));
-  image_bytes_ += bytes.size();
-}
-
-std::vector<std::byte> TrailerWriter::finish(const Stamp& stamp) {
-  const std::size_t table_bytes = checksums_.size() * kChecksumBytes;
-  const std::size_t footer_at = table_bytes + index_.size();
-  std::vector<std::byte> trailer(footer_at + kFooterBytes);
-  std::memcpy(trailer.data(), checksums_.data(), table_bytes);
-  std::ranges::copy(index_, trailer.begin() + static_cast<std::ptrdiff_t>(table_bytes));
-  const auto footer = std::span(trailer).subspan(footer_at);
-  put(footer, kImageBytesAt, image_bytes_);
-  put(footer, kStepAt, stamp.step);
-  put(footer, kTokenAt, stamp.token);
-  put(footer, kSavedAtAt, static_cast<std::int64_t>(std::llround(stamp.saved_at * 1000.0)));
-  put(footer, kBlockBytesAt, static_cast<std::uint32_t>(kBlockBytes));
-  put(footer, kBlockCountAt, static_cast<std::uint32_t>(checksums_.size()));
-  put(footer, kIndexBytesAt, std::uint64_t{index_.size()});
-  if (stamp.metric.name.size() > Metric::kMaxName) throw InternalError("the name of a metric is too long");
-  if (stamp.metric.known()) put(footer, kMetricAt, stamp.metric.value);
-  std::memcpy(footer.data() + kMetricNameAt, stamp.metric.name.data(), stamp.metric.name.size());
-  put(footer, kSignedAt, std::uint32_t{mac_ ? 1U : 0U});
-  const std::span<const std::byte> all(trailer);
-  put(footer, kTableCrcAt, crc32c(all.first(footer_at + kTableCrcAt)));
-  if (mac_) {
-    mac_->update(all.first(footer_at + kCodeAt));
-    const Mac::Code code = mac_->finish();
-    std::memcpy(footer.data() + kCodeAt, code.data(), code.size());
-  }
-  hasher_.update(all.first(footer_at + kDigestAt));
-  digest_ = hasher_.digest();
-  std::memcpy(footer.data() + kDigestAt, digest_.bytes.data(), digest_.bytes.size());
-  put(footer, kVersionAt, kVersion);
-  put(footer, kReservedAt, std::uint32_t{0});
-  std::memcpy(footer.data() + kMagicAt, kMagic.data(), kMagic.size());
-  return trailer;
-}
-
-std::vector<std::byte> build_trailer(std::span<const std::byte> image, const Stamp& stamp,
-                                     std::span<const std::byte> index, const MacKey* key) {
-  TrailerWriter writer(index, key);
-  writer.add(image);
-  return writer.finish(stamp);
 }
 
 Trailer read_trailer(ReadableFile& file, const std::string& name) {

@@ -341,7 +341,7 @@ TEST_CASE("an index is what was written or refused, whatever is in it, and agree
   for (const Extent& outside :
        {Extent{"/a", ElementType::f32, {2}, size - 7}, Extent{"/a", ElementType::u8, {}, size},
         Extent{"/a", ElementType::f64, {std::int64_t{1} << 61}, 0},
-        Extent{"/a", ElementType::u8, {1}, size + 1},
+        Extent{"/a", ElementType::u8, {1}, size + 1}, Extent{"/a\x1b[2J", ElementType::u8, {1}, 0},
         Extent{"/a", ElementType::i32, {std::int64_t{1} << 31, std::int64_t{1} << 31}, 0}}) {
     CHECK(error_of([&] { parse_index(build_index(std::span(&outside, 1)), size, kName); }).find("record 0") !=
           std::string::npos);
@@ -557,10 +557,26 @@ void make_dataset(hid_t file, const char* name, hid_t type, const std::vector<hs
 
 TEST_CASE("well signed files with anything but plain tensors inside are refused") {
   const auto early = [](hid_t properties) { H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY); };
+  // Where a link leads that leaves the file: to a tensor that would be taken.
+  const auto elsewhere = std::filesystem::temp_directory_path() /
+                         ("lockstep-format-" + std::to_string(SystemIdentity().nonce()) + ".h5");
+  {
+    const hid_t file = H5Fcreate(elsewhere.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    REQUIRE(file >= 0);
+    make_dataset(file, "x", H5T_IEEE_F32LE, {4}, early);
+    H5Fclose(file);
+  }
   const std::vector<std::pair<const char*, std::function<void(hid_t)>>> hostile = {
       {"external link",
        [](hid_t file) { H5Lcreate_external("/etc/passwd", "/", file, "x", H5P_DEFAULT, H5P_DEFAULT); }},
+      {"external link to a tensor",
+       [&](hid_t file) { H5Lcreate_external(elsewhere.c_str(), "/x", file, "x", H5P_DEFAULT, H5P_DEFAULT); }},
       {"soft link", [](hid_t file) { H5Lcreate_soft("/", file, "x", H5P_DEFAULT, H5P_DEFAULT); }},
+      {"soft link to a tensor",
+       [&](hid_t file) {
+         make_dataset(file, "a", H5T_IEEE_F32LE, {4}, early);
+         H5Lcreate_soft("/a", file, "x", H5P_DEFAULT, H5P_DEFAULT);
+       }},
       {"second name",
        [&](hid_t file) {
          make_dataset(file, "a", H5T_IEEE_F32LE, {4}, early);
@@ -651,6 +667,8 @@ TEST_CASE("well signed files with anything but plain tensors inside are refused"
            H5Sclose(space);
          });
        }},
+      {"name that moves the cursor",
+       [](hid_t file) { H5Gclose(H5Gcreate2(file, "\x1b[2J", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)); }},
       {"folders in folders",
        [](hid_t file) {
          std::string path;
@@ -680,6 +698,7 @@ TEST_CASE("well signed files with anything but plain tensors inside are refused"
     const std::string error = error_of([&] { CheckpointFile(directory, kName); });
     CHECK(error.find("is not a checkpoint that is read here") != std::string::npos);
   }
+  std::filesystem::remove(elsewhere);
   CHECK(largest_memory() - before <= 64 * 1024);
   MemoryDirectory directory;
   write_signed(directory, kName,

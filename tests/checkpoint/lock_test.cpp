@@ -262,6 +262,15 @@ TEST_CASE("a lock of garbage is treated as one of an unknown host") {
   }
 }
 
+TEST_CASE("what a lock says of its owner is shown without what a terminal would obey") {
+  LockHolder holder;
+  holder.host = "n1\x1b[2J";
+  holder.job = "slurm\n-5\x7f";
+  const std::string text = describe(holder);
+  CHECK(text.find("n1?[2J") != std::string::npos);
+  CHECK(text.find("slurm?-5?") != std::string::npos);
+}
+
 TEST_CASE("a living job gives way only when its job id is typed") {
   Scene scene;
   FakeIdentity first(scene.world, "n1", 10, "slurm-5");

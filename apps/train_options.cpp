@@ -296,7 +296,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
       "beside these")("keep_best", po::value(&o.keep_best),
                       "METRIC:K, such as loss:3: the K best stay, too; name:K:max where high is good")(
       "key_file", po::value(&o.key_file),
-      "sign checkpoints with this secret (16 bytes or more, mode 0600), and go on only from what was signed "
+      "sign checkpoints with this secret (16 bytes or more, mode 0600; the chief alone reads it), and go on "
+      "only from what was signed "
       "with it")("init_from", po::value(&o.init_from),
                  "a new run starts with values of this checkpoint file, those that init_tensors names")(
       "init_tensors", po::value(&init_tensors),

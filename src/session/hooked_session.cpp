@@ -187,8 +187,7 @@ std::optional<ShardPlan> HookedSession::plan_shards(ShardWord& word) {
   if (bytes <= options.shard_bytes) return std::nullopt;
   if (ground_.comm.is_chief() && saver_) {
     const auto common = hooks_.begin() + static_cast<std::ptrdiff_t>(chief_only_count_);
-    // Of a key the chief alone knows, and who wrote a shard is said by nothing else.
-    const bool in_shards = options.key == nullptr && std::find(common, hooks_.end(), saver_) != hooks_.end();
+    const bool in_shards = std::find(common, hooks_.end(), saver_) != hooks_.end();
     word = {in_shards ? 1U : 0U, ground_.directory->token(), ground_.config.process->nonce()};
   }
   ground_.start.broadcast_values(std::span(&word, 1));
@@ -196,20 +195,35 @@ std::optional<ShardPlan> HookedSession::plan_shards(ShardWord& word) {
   return lockstep::plan_shards(*ground_.topology, ground_.state, options.shard_bytes);
 }
 
+/// What shards are signed with: the chief's, who may be the only one that can read it; null: they are not.
+std::shared_ptr<const MacKey> HookedSession::key_of_chief() const {
+  const auto& own = ground_.options.scaffold.saver.key;
+  std::string secret;
+  if (ground_.comm.is_chief() && own) {
+    const auto bytes = own->secret();
+    secret.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+  secret = ground_.start.broadcast_text(secret);
+  if (secret.empty() || ground_.comm.is_chief()) return secret.empty() ? nullptr : own;
+  const auto bytes = std::as_bytes(std::span(secret));
+  return std::make_shared<const MacKey>(std::vector<std::byte>(bytes.begin(), bytes.end()));
+}
+
 ShardedSaves HookedSession::shards_of(ShardPlan& plan, const ShardWord& word) {
   SessionConfig& config = ground_.config;
   const SaverOptions& options = ground_.options.scaffold.saver;
+  const auto key = key_of_chief();
   ShardedSaves shards{ground_.comm, nullptr, word.nonce};
   ground_.together("", [&] {
     if (!plan.mine) return;
     auto directory = ground_.directory
                          ? ground_.directory->directory()
                          : std::shared_ptr(config.files->open_directory(ground_.options.checkpoint_dir));
-    shards.writer = std::make_shared<ShardWriter>(
-        std::move(directory), std::move(plan.cut.shards[*plan.mine]),
-        ShardWriter::Options{options.basename, static_cast<int>(*plan.mine), word.token,
-                             options.verify_after_write, options.key},
-        *config.clock, *config.executor);
+    shards.writer =
+        std::make_shared<ShardWriter>(std::move(directory), std::move(plan.cut.shards[*plan.mine]),
+                                      ShardWriter::Options{options.basename, static_cast<int>(*plan.mine),
+                                                           word.token, options.verify_after_write, key},
+                                      *config.clock, *config.executor);
   });
   return shards;
 }

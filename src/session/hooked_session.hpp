@@ -124,6 +124,7 @@ class HookedSession final : public RunContext, public CreatedSession::Owner {
 
   void attach_saver();
   std::optional<ShardPlan> plan_shards(ShardWord& word);
+  std::shared_ptr<const MacKey> key_of_chief() const;
   ShardedSaves shards_of(ShardPlan& plan, const ShardWord& word);
   void set_time_limit();
   void open_summaries();

@@ -71,6 +71,45 @@ class Shards(EndToEnd):
         self.inspect("--export", exported, directory / manifests[-2])
         self.assertTrue(exported.exists())
 
+    def test_signed_with_a_key_that_the_chief_alone_reads(self):
+        keys = [self.folder / name for name in ("key", "other")]
+        for number, key in enumerate(keys):
+            key.write_bytes(bytes([number + 1]) * 32)
+            key.chmod(0o600)
+        directory = self.folder / "run"
+        self.train(3, **self.CHANGES, checkpoint_dir=directory, key_file=keys[0], max_to_keep=2)
+        newest = "ckpt-00000030.h5"
+        shown = json.loads(self.inspect("--json", directory / newest))[0]
+        self.assertEqual(len(shown["shards"]), 3)
+        for shard in shown["shards"]:
+            self.inspect("--key_file", keys[0], "--verify", directory / shard)
+        self.inspect("--verify", directory)
+        self.inspect("--key_file", keys[0], "--verify", directory)
+        self.assertIn("another key", self.inspect("--key_file", keys[1], "--verify", directory, code=65))
+
+        # Nobody goes on from them without the key, and nothing is touched.
+        before = harness.snapshot(directory, without=("status.json",))
+        for key in (keys[1], self.folder / "none"):
+            ended = harness.run_each(2, harness.TRAIN, *self.options(**self.CHANGES, checkpoint_dir=directory, key_file=key))
+            self.assertEqual(ended.codes, [65 if key == keys[1] else 74] * 2, str(ended))
+            self.assertEqual(harness.snapshot(directory, without=("status.json",)), before)
+        unsigned = self.folder / "unsigned"
+        self.train(3, **self.CHANGES, checkpoint_dir=unsigned)
+        ended = harness.run(2, harness.TRAIN, *self.options(**self.CHANGES, checkpoint_dir=unsigned, key_file=keys[0]))
+        self.assertEqual(ended.code, 65, str(ended))
+        self.assertIn("is not signed", ended.err)
+
+        # A shard of the save before in the place of the newest one's: both are signed.
+        older = json.loads(self.inspect("--json", directory / harness.checkpoints(directory)[-2]))[0]
+        good = (directory / shown["shards"][1]).read_bytes()
+        (directory / shown["shards"][1]).write_bytes((directory / older["shards"][1]).read_bytes())
+        self.assertIn("another file", self.inspect("--key_file", keys[0], "--verify", directory, code=65))
+        (directory / shown["shards"][1]).write_bytes(good)
+        changes = self.CHANGES | {"last_step": 50}
+        report = self.train(2, **changes, checkpoint_dir=directory, key_file=keys[0])
+        self.assertEqual(report["restored_from"], newest)
+        self.assertEqual(report["parameters_digest"], self.train(1, **changes)["parameters_digest"])
+
     def test_killed_while_shards_are_written_and_stopped_with_a_save(self):
         directory = self.folder / "run"
         changes = self.CHANGES | {"save_checkpoint_steps": 3, "last_step": 1000000, "max_to_keep": 3}

@@ -1,8 +1,11 @@
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -165,6 +168,93 @@ TEST_CASE("any damage to a shard or its manifest, or a shard of another save, re
       directory.content(of_second[k]).swap(directory.content(of_second[(k + 1) % of_second.size()]));
     });
   }
+}
+
+/// What somebody who has `key`, or none, can make of a file: `change` its values, and let everything fit
+/// again.
+void forge(MemoryDirectory& directory, const std::string& name, const MacKey* key,
+           const std::function<void(std::span<std::byte> image)>& change) {
+  const auto file = directory.open(name);
+  const Trailer trailer = read_trailer(*file, name);
+  const auto index = read_index(*file, name);
+  auto content = directory.content(name);
+  content.resize(static_cast<std::size_t>(trailer.image_bytes));
+  change(content);
+  const auto end = build_trailer(content, trailer, index, key);
+  content.insert(content.end(), end.begin(), end.end());
+  directory.content(name) = content;
+}
+
+void put_text(std::span<std::byte> image, const std::string& from, const std::string& to) {
+  const auto bytes = std::as_bytes(std::span(from));
+  const auto found = std::search(image.begin(), image.end(), bytes.begin(), bytes.end());
+  REQUIRE(found != image.end());
+  std::ranges::copy(std::as_bytes(std::span(to)), found);
+}
+
+TEST_CASE("with a key manifest and shards are signed, and nothing that others make of them is read") {
+  const auto key_of = [](int letter) {
+    return std::make_shared<const MacKey>(std::vector<std::byte>(32, static_cast<std::byte>(letter)));
+  };
+  const auto key = key_of('k');
+  const auto other = key_of('o');
+  const auto good = std::make_shared<MemoryDirectory>();
+  {
+    ShardedJob job(good, {.max_to_keep = 0, .key = key});
+    REQUIRE(job.save_in_shards(1).ok());
+    REQUIRE(job.save_in_shards(2).ok());
+  }
+  const std::string manifest = "ckpt-00000002.h5";
+  const CheckpointFile file(*good, manifest, key.get());
+  CHECK(file.digest() == SmallModel::digest_at(2));
+  const auto shards = file.shards();
+  REQUIRE(shards.size() == 3);
+  for (const std::string& shard : shards) CHECK(read_trailer(*good->open(shard), shard).is_signed);
+  CHECK_NOTHROW(CheckpointFile(*good, manifest));
+  const auto with_another = [&] { CheckpointFile(*good, manifest, other.get()); };
+  CHECK_THROWS_WITH_AS(with_another(), doctest::Contains("another key"), DataError);
+
+  const auto of_first = CheckpointFile(*good, "ckpt-00000001.h5", key.get()).shards();
+  const auto refused = [&](const std::string& reason, const std::function<void(MemoryDirectory&)>& attack) {
+    CAPTURE(reason);
+    const auto directory = std::make_shared<MemoryDirectory>(good->disk().reboot(MemoryDisk::End::kill));
+    attack(*directory);
+    CHECK_NOTHROW(verify_file(*directory->open(manifest), manifest));  // without the key all is well
+    Job job(directory);
+    const auto restored = job.restore({.key = key});
+    REQUIRE(restored);
+    CHECK(restored->step == 1);
+    CHECK(job.messages->contain(reason));
+  };
+  const auto flip = [](std::span<std::byte> image) { image[image.size() / 2] ^= std::byte{1}; };
+  const auto nothing = [](std::span<std::byte>) {};
+  const auto digest_of_file = [](MemoryDirectory& directory, const std::string& name) {
+    return read_trailer(*directory.open(name), name).digest.hex();
+  };
+  // Whoever changes a shard has to change the manifest, which names its digest.
+  for (const MacKey* has : {static_cast<const MacKey*>(nullptr), other.get()}) {
+    const std::string reason = has == nullptr ? "not signed" : "another key";
+    refused(reason, [&](MemoryDirectory& directory) { forge(directory, manifest, has, nothing); });
+    refused(reason, [&](MemoryDirectory& directory) {
+      const std::string before = digest_of_file(directory, shards[1]);
+      forge(directory, shards[1], has, flip);
+      forge(directory, manifest, has, [&](std::span<std::byte> image) {
+        put_text(image, before, digest_of_file(directory, shards[1]));
+      });
+      CHECK_NOTHROW(CheckpointFile(directory, manifest));
+    });
+    refused("another file than the one it was saved with",
+            [&](MemoryDirectory& directory) { forge(directory, shards[1], key.get(), flip); });
+  }
+  // Each shard by itself, were the manifest of those who signed none.
+  refused("not signed", [&](MemoryDirectory& directory) {
+    const std::string before = digest_of_file(directory, shards[1]);
+    forge(directory, shards[1], nullptr, nothing);
+    forge(directory, manifest, key.get(),
+          [&](std::span<std::byte> image) { put_text(image, before, digest_of_file(directory, shards[1])); });
+  });
+  refused("another file than the one it was saved with",
+          [&](MemoryDirectory& directory) { directory.content(shards[1]) = directory.content(of_first[1]); });
 }
 
 TEST_CASE("a shard of another save of the same step is not taken for one") {

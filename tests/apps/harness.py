@@ -5,6 +5,7 @@ A test file calls `main()`; meson gives it the paths of lockstep-train, lockstep
 
 import array
 import contextlib
+import ctypes
 import gzip
 import hashlib
 import json
@@ -171,6 +172,14 @@ def alive(pid):
         return pathlib.Path("/proc", str(pid), "stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def own_mounts():
+    """From now on what this process and its children mount is seen by them alone, and goes with them. False: it may not."""
+    new_namespace = 0x20000  # CLONE_NEWNS
+    if ctypes.CDLL(None).unshare(new_namespace) != 0:
+        return False
+    return subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
 
 
 def wait_for(condition, what, limit=LIMIT):

@@ -328,7 +328,8 @@ std::string status_words(const RunStatus& status, const std::optional<LockHolder
   }
   const std::string code = status.exit_code ? fmt::format(", exit code {}", *status.exit_code) : "";
   const std::string hint = status.state == "stopped" ? "; launch it again to go on" : "";
-  return fmt::format("{}: {} ({}{}){}", status.state, one_line(status.reason, 200), at, code, hint);
+  return fmt::format("{}: {} ({}{}){}", one_line(status.state, 20), one_line(status.reason, 200), at, code,
+                     hint);
 }
 
 std::string holder_words(const std::optional<LockHolder>& holder) {
@@ -338,13 +339,37 @@ std::string holder_words(const std::optional<LockHolder>& holder) {
   return describe(*holder) + known;
 }
 
+/// What the state file names and is neither there nor set aside; and what it names with another basename,
+/// where there is nothing else to be seen.
+std::vector<std::string> what_is_missing(Directory& directory, const std::string& basename,
+                                         bool nothing_found, const std::vector<std::string>& set_aside) {
+  const auto named = [&] { return read_state_file(directory).state.value_or(StateFile{}).checkpoints; };
+  std::vector<std::string> problems;
+  for (const CheckpointRecord& record : named()) {
+    const auto of_it = [&](const std::string& name) { return name.starts_with(record.file + "."); };
+    if (std::any_of(set_aside.begin(), set_aside.end(), of_it)) continue;
+    if (!directory.exists(record.file)) {
+      // A training that deletes says so in the state file first.
+      const auto again = named();
+      const auto same = [&](const CheckpointRecord& other) { return other.file == record.file; };
+      if (std::none_of(again.begin(), again.end(), same)) continue;
+      problems.push_back(fmt::format("{} is named in {}, and is not there", record.file, kStateFileName));
+    } else if (nothing_found && !parse_file_name(basename, record.file)) {
+      problems.push_back(
+          fmt::format("{} has another basename; give it with --checkpoint_basename", record.file));
+    }
+  }
+  return problems;
+}
+
 json directory_json(Directory& directory, const std::vector<Found>& all,
-                    const std::vector<std::string>& set_aside) {
+                    const std::vector<std::string>& set_aside, const std::vector<std::string>& missing) {
   const auto holder = read_lock(directory);
   const auto status = read_status(directory);
   json document = {{"directory", directory.path().string()},
                    {"checkpoints", json::array()},
                    {"set_aside", set_aside},
+                   {"problems", missing},
                    {"status", nullptr},
                    {"holder", nullptr}};
   for (const Found& found : all) {
@@ -378,7 +403,7 @@ json directory_json(Directory& directory, const std::vector<Found>& all,
 }
 
 void print_directory(Directory& directory, const std::vector<Found>& all,
-                     const std::vector<std::string>& set_aside) {
+                     const std::vector<std::string>& set_aside, const std::vector<std::string>& missing) {
   const auto holder = read_lock(directory);
   const auto status = read_status(directory);
   std::puts(directory.path().c_str());
@@ -400,9 +425,10 @@ void print_directory(Directory& directory, const std::vector<Found>& all,
       if (!found.trailer) std::puts(fmt::format("  {}: {}", found.checkpoint.file, found.problem).c_str());
     }
   }
+  for (const std::string& problem : missing) std::puts(fmt::format("  {}", problem).c_str());
   if (!set_aside.empty()) {
     std::puts("\n  set aside, read by nobody; delete them when you do not want them");
-    for (const std::string& name : set_aside) std::puts(fmt::format("    {}", name).c_str());
+    for (const std::string& name : set_aside) std::puts(fmt::format("    {}", one_line(name, 200)).c_str());
   }
 }
 
@@ -444,12 +470,14 @@ bool show(FileSystem& files, const std::string& path, const InspectOptions& opti
     if (is_set_aside(entry.name)) set_aside.push_back(entry.name);
   }
   std::sort(set_aside.begin(), set_aside.end());
+  const auto missing = what_is_missing(*directory, options.basename, all.empty(), set_aside);
   if (options.as_json) {
-    documents.push_back(directory_json(*directory, all, set_aside));
+    documents.push_back(directory_json(*directory, all, set_aside, missing));
   } else {
-    print_directory(*directory, all, set_aside);
+    print_directory(*directory, all, set_aside, missing);
   }
-  return std::all_of(all.begin(), all.end(), [](const Found& found) { return found.trailer.has_value(); });
+  return missing.empty() &&
+         std::all_of(all.begin(), all.end(), [](const Found& found) { return found.trailer.has_value(); });
 }
 
 struct Comparison {

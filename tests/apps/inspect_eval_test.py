@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import harness
 from harness import EndToEnd, Job
@@ -112,6 +113,21 @@ class InspectAndEval(EndToEnd):
         self.assertIn("signed with another key", self.inspect("--key_file", keys[1], directory).out)
         self.assertIn("not signed", self.inspect("--key_file", keys[0], self.runs["a"][0]).out)
         self.inspect("--key_file", self.folder / "none", directory, code=74)
+
+    def test_verify_finds_what_is_missing(self):
+        directory = shutil.copytree(self.runs["a"][0], self.folder / "run")
+        self.assertEqual(json.loads(self.inspect("--verify", "--json", directory).out)[0]["problems"], [])
+        self.assertIn("--checkpoint_basename",
+                      self.inspect("--verify", "--checkpoint_basename", "other", directory, code=65).out)
+        (directory / "ckpt-00000020.h5").unlink()
+        self.assertIn("ckpt-00000020.h5 is named in checkpoint.json", self.inspect("--verify", directory, code=65).out)
+        self.inspect(directory)
+        self.inspect("--digest", directory)
+        for name in harness.checkpoints(directory):
+            (directory / name).unlink()
+        self.assertEqual(len(json.loads(self.inspect("--verify", "--json", directory, code=65).out)[0]["problems"]), 3)
+        (directory / "checkpoint.json").write_text("{")
+        self.inspect("--verify", directory)  # then nothing says that there was anything
 
     def test_verify_finds_damage(self):
         directory = self.folder / "run"

@@ -1,6 +1,6 @@
 // Lets every call that changes a job's folder fail in every way, and looks at what the job says and leaves.
 //
-//   io_errors [--size full]
+//   io_errors [--size full] [--first]
 
 #include <array>
 #include <cerrno>
@@ -45,7 +45,9 @@ std::string judge(const Traces& traces, const Ended& ended) {
 Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool full) {
   Sweep sweep(worker, workers, scratch);
   for (const Scenario& scenario : scenarios()) {
-    const bool one_of_each = scenario.job.ranks == 1 || (scenario.job.ranks == 3 && scenario.crashed);
+    const bool in_shards = scenario.job.shard_bytes == 1;
+    const bool one_of_each = scenario.job.ranks == 1 || (scenario.job.ranks == 3 && scenario.crashed) ||
+                             (scenario.job.ranks == 2 && in_shards && !scenario.has_folder);
     if (!full && !one_of_each) continue;
     const std::string calls = sweep.rehearse(scenario);
     for (std::size_t i = 0; i < calls.size(); ++i) {
@@ -79,6 +81,7 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool
 
 int main(int argc, char** argv) {
   using namespace lockstep::test;
+  may_end_at_first(argc, argv);
   const bool full = is_full(argc, argv);
   const Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     return sweep(worker, workers, scratch, full);

@@ -261,6 +261,14 @@ std::string leftovers_in(const std::filesystem::path& folder) {
   return left;
 }
 
+std::string superseded_in(const std::filesystem::path& folder) {
+  std::string found;
+  for (const DirectoryEntry& entry : PosixFileSystem().open_directory(folder)->list()) {
+    if (entry.name.find(".superseded-") != std::string::npos) found += entry.name + " is there; ";
+  }
+  return found;
+}
+
 std::filesystem::path make_scratch() {
   const std::filesystem::path parent = ::access("/dev/shm", W_OK) == 0
                                            ? std::filesystem::path("/dev/shm")
@@ -314,6 +322,29 @@ int report(const Totals& totals, long at_least) {
   if (totals.points < at_least) std::printf("there should be at least %ld cases\n", at_least);
   std::printf("%ld cases, %ld problems\n", totals.points, totals.problems);
   return totals.problems == 0 && totals.points >= at_least ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+namespace {
+
+std::atomic<bool>* first_told = nullptr;  // in memory that processes share; null: all are wanted
+
+}  // namespace
+
+void may_end_at_first(int argc, char** argv) {
+  const std::vector<std::string_view> words(argv, argv + argc);
+  if (std::ranges::find(words, "--first") == words.end()) return;
+  void* memory =
+      ::mmap(nullptr, sizeof(std::atomic<bool>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("no shared memory");
+  first_told = new (memory) std::atomic<bool>(false);
+}
+
+void told_problem() noexcept {
+  if (first_told != nullptr) first_told->store(true);
+}
+
+bool is_enough() noexcept {
+  return first_told != nullptr && first_told->load();
 }
 
 bool is_full(int argc, char** argv) {

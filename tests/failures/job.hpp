@@ -86,6 +86,9 @@ std::string problems_of(const std::filesystem::path& folder, const std::vector<D
 /// Names that a job that ended well must not leave behind.
 std::string leftovers_in(const std::filesystem::path& folder);
 
+/// Checkpoints that were set aside although nobody asked for it and only one job at a time was there.
+std::string superseded_in(const std::filesystem::path& folder);
+
 /// Where the folders of a worker go: memory where there is some.
 std::filesystem::path make_scratch();
 
@@ -104,5 +107,15 @@ int report(const Totals& totals, long at_least);
 
 /// "--size full" among the arguments.
 bool is_full(int argc, char** argv);
+
+/// With "--first" among its arguments an instrument ends at its first problem, in whichever process: each
+/// asks before a case. Called before processes are shared out.
+void may_end_at_first(int argc, char** argv);
+
+/// A problem was told.
+void told_problem() noexcept;
+
+/// True once that is enough.
+bool is_enough() noexcept;
 
 }  // namespace lockstep::test

@@ -1,6 +1,6 @@
 // Kills a job at every call that changes its folder, and looks at what is left.
 //
-//   kill_points [--size full]
+//   kill_points [--size full] [--first]
 
 #include <cerrno>
 #include <csignal>
@@ -68,6 +68,7 @@ Totals sweep(int worker, int workers, const std::filesystem::path& scratch, bool
 
 int main(int argc, char** argv) {
   using namespace lockstep::test;
+  may_end_at_first(argc, argv);
   const bool full = is_full(argc, argv);
   const Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     return sweep(worker, workers, scratch, full);

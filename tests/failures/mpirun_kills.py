@@ -2,11 +2,12 @@
 
     mpirun_kills.py TRAIN EVAL INSPECT SHIM [--size full]
 
-Each folder sees one job after the other, none of which would end by itself: so each is killed at its call, on however
+Each folder sees one job after the other, some of which write shards, none of which would end by itself: so each is killed at its call, on however
 fast a machine. The call is the chief's; at two and four ranks every other victim is another rank.
 """
 
 import concurrent.futures
+import json
 import pathlib
 import sys
 
@@ -19,6 +20,7 @@ SHIM = sys.argv[4]
 del sys.argv[4:]
 
 CALLS = 130  # an init, a restore and the first saves
+SMALL, LARGE = 1000, 1 << 30  # bytes: at two ranks and more every rank writes a shard, or the chief one file
 KILL_SELF, KILL_RANK = 1, 7  # Faults::kill, Faults::kill_rank of shim.hpp
 
 
@@ -28,9 +30,9 @@ def steps_after(mark, text):
 
 
 class KillsUnderMpirun(EndToEnd):
-    def job(self, ranks, directory, kind, at, victim):
+    def job(self, ranks, directory, kind, at, victim, shard_bytes):
         options = [str(word) for word in self.options(hidden=16, checkpoint_dir=directory, save_checkpoint_steps=1,
-                                                      last_step=1000000, max_to_keep=2)]
+                                                      last_step=1000000, max_to_keep=2, shard_bytes=shard_bytes)]
         chief = ["env", f"LD_PRELOAD={SHIM}", f"LOCKSTEP_FAULTS={directory}:{kind}:{at}:{victim}:0",
                  harness.TRAIN, *options]
         others = [":", "-n", str(ranks - 1), harness.TRAIN, *options] if ranks > 1 else []
@@ -46,7 +48,10 @@ class KillsUnderMpirun(EndToEnd):
             at = 1 + (i * 37 + ranks * 11) % CALLS
             others = ranks > 1 and i % 2 == 1
             victim = 1 + i // 2 % (ranks - 1) if others else 0
-            ended = self.job(ranks, directory, KILL_RANK if others else KILL_SELF, at, victim)
+            # Two jobs in shards, two in one file: each finds what either left, and loses the chief and another rank.
+            in_shards = i // 2 % 2 == 1
+            ended = self.job(ranks, directory, KILL_RANK if others else KILL_SELF, at, victim,
+                             SMALL if in_shards else LARGE)
             text = ended.out + "\n" + ended.err
             wrong = []
             if ended.code == 0:
@@ -65,8 +70,17 @@ class KillsUnderMpirun(EndToEnd):
                 if verified.code != 0:
                     wrong.append(f"a checkpoint does not verify: {verified}")
             if wrong:
-                problems.append(f"{ranks} ranks, call {at}, rank {victim} killed: {'; '.join(wrong)}\n{ended}")
+                how = "in shards" if in_shards else "in one file"
+                problems.append(f"{ranks} ranks, {how}, call {at}, rank {victim} killed: {'; '.join(wrong)}\n{ended}")
         return directory, acknowledged, problems
+
+    def unnamed_shards(self, directory):
+        named = []
+        for path in directory.glob("ckpt-*.h5*"):
+            shown = harness.execute(harness.INSPECT, "--json", path)
+            if shown.code == 0:
+                named += json.loads(shown.out)[0]["shards"]
+        return {path.name for path in directory.glob("ckpt.*.shard*.h5")} - set(named)
 
     def test_an_acknowledged_save_outlives_the_kill_of_any_rank(self):
         count = 100 if FULL else 20
@@ -80,6 +94,8 @@ class KillsUnderMpirun(EndToEnd):
             report = self.train(2, **last, checkpoint_dir=directory)
             if report["parameters_digest"] != self.train(2, **last)["parameters_digest"]:
                 problems.append(f"{directory.name} comes to another result")
+            if left := self.unnamed_shards(directory):
+                problems.append(f"{directory.name} has shards that no checkpoint names: {left}")
         print(f"\n{3 * count} cases, {len(problems)} problems", flush=True)
         self.assertEqual(problems, [])
 

@@ -1,6 +1,6 @@
 // Two jobs for one folder, and jobs that stand still while another takes their folder.
 //
-//   races [--size full]
+//   races [--size full] [--first]
 //
 // A race: two processes start a session on one folder at the same time; one trains, the other is refused and
 // has written nothing. A nap: a job is stopped at one of its calls; a job of another host takes over, and
@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -133,6 +134,7 @@ class Races {
     problems += leftovers_in(folder_);
     if (!problems.empty()) {
       ++totals.problems;
+      told_problem();
       std::printf("race %ld: %s\n  %s\n  %s\n", number, problems.c_str(), traces_[0]->log, traces_[1]->log);
     }
   }
@@ -162,16 +164,17 @@ class Races {
       return true;
     }
     ++totals.points;
+    const long acknowledged = first.acknowledged;
 
     // 30 s without a heartbeat pass at once: the clock of this job is a false one. It goes on where the
-    // newest checkpoint is, trains a step and stays.
+    // newest checkpoint is and stays.
     const pid_t heir = start_process([&] {
       return run_job({.folder = folder_,
                       .last_step = kLastStep + 1,
                       .identity = std::make_shared<Elsewhere>(),
                       .in_step =
-                          [&](std::int64_t step) {
-                            if (step == kLastStep) ::raise(SIGSTOP);
+                          [once = false](std::int64_t) mutable {
+                            if (!std::exchange(once, true)) ::raise(SIGSTOP);
                           }},
                      second);
     });
@@ -180,9 +183,13 @@ class Races {
     std::string problems;
     if (!WIFSTOPPED(heir_status)) problems += "no other job could take over; ";
     const auto before = lock_now();
+    const long known = std::max({acknowledged, second.restored.load(), second.acknowledged.load()});
     ::kill(sleeper, SIGCONT);
     const int woken = wait_for(sleeper);
     if (lock_now() != before) problems += "the lock changed hands; ";
+    if (first.acknowledged > known) {
+      problems += "it acknowledged what the other does not know; ";
+    }
     if (woken != 0 && woken != 74 && woken != 78)
       problems += fmt::format("it woke and ended with {}; ", woken);
     if (WIFSTOPPED(heir_status)) {
@@ -201,6 +208,7 @@ class Races {
     if (expected_.back().hex() != third->digest) problems += "the next job came to another result; ";
     if (!problems.empty()) {
       ++totals.problems;
+      told_problem();
       std::printf("nap at %s: %s\n  %s\n  %s\n  %s\n", first.faults.what, problems.c_str(), first.log,
                   second.log, third->log);
     }
@@ -242,23 +250,24 @@ class Races {
 
 int main(int argc, char** argv) {
   using namespace lockstep::test;
+  may_end_at_first(argc, argv);
   const long races = is_full(argc, argv) ? 20'000 : 1000;
-  Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
-    Races all(scratch);
-    // Where two are let in, each race ends by its limit; a few show it.
-    constexpr long kEnough = 3;
-    for (long i = worker; i < races && all.totals.problems < kEnough; i += workers) all.race(i);
-    return all.totals;
-  });
-  std::fflush(stdout);  // or the processes of the next part print it, too
-  if (totals.problems != 0) return report(totals, races);
   const Totals naps = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
     Races all(scratch);
-    for (long at = 1 + worker; all.nap(at); at += workers) {
+    for (long at = 1 + worker; !is_enough() && all.nap(at); at += workers) {
     }
     return all.totals;
   });
   std::printf("%ld naps\n", naps.points);
+  std::fflush(stdout);  // or the processes of the next part print it, too
+  Totals totals = on_all_cores([&](int worker, int workers, const std::filesystem::path& scratch) {
+    Races all(scratch);
+    // Where two are let in, each race ends by its limit; a few show it.
+    constexpr long kEnough = 3;
+    for (long i = worker; i < races && all.totals.problems < kEnough && !is_enough(); i += workers)
+      all.race(i);
+    return all.totals;
+  });
   totals.points += naps.points;
   totals.problems += naps.problems;
   constexpr long kNaps = 50;

@@ -45,6 +45,11 @@ std::vector<Scenario> scenarios() {
       scenario.name += fmt::format(", {} rank{}", ranks, ranks == 1 ? "" : "s");
       all.push_back(std::move(scenario));
     };
+    JobOptions sharded = job;
+    sharded.shard_bytes = 1;
+    add({.name = "new, in shards", .job = sharded, .has_folder = false});
+    sharded.max_to_keep = 1;
+    add({.name = "in shards, keeping one", .job = sharded, .floor = kHeldStep});
     add({.name = "a new run", .job = job, .has_folder = false});
     add({.name = "after a kill", .job = job, .crashed = true, .floor = kHeldStep});
     add({.name = "damaged newest, torn state file", .job = job, .damaged = true, .floor = kHeldStep - 1});
@@ -57,11 +62,6 @@ std::vector<Scenario> scenarios() {
     job.fresh = false;
     job.restore_from = "ckpt-00000002.h5";
     add({.name = "from an older one", .job = job, .floor = 2, .aside = 3});
-    job.restore_from.clear();
-    job.shard_bytes = 1;
-    add({.name = "new, in shards", .job = job, .has_folder = false});
-    job.max_to_keep = 1;
-    add({.name = "in shards, keeping one", .job = job, .floor = kHeldStep});
   }
   return all;
 }
@@ -145,6 +145,7 @@ std::string try_point(const Scenario& scenario, const std::filesystem::path& fol
   if (expected.back().hex() != next->digest) problems += "the next job came to another result; ";
   problems += problems_of(folder, expected, kLastStep);
   problems += leftovers_in(folder);
+  if (scenario.aside < 0) problems += superseded_in(folder);
   return problems;
 }
 
@@ -185,6 +186,7 @@ void Sweep::try_with(const Scenario& scenario, const std::function<void(Faults&)
   ++totals.points;
   if (problems.empty()) return;
   ++totals.problems;
+  told_problem();
   const Faults& faults = traces_->faults;
   std::printf(
       "%s; %s (kind %d, at %ld, code %d, forever %d), %ld calls, exit code %d, signal %d: %s\n  log: %s\n",

@@ -57,7 +57,7 @@ class Sweep {
   std::string rehearse(const Scenario& scenario);
 
   /// True when the next point is this worker's.
-  bool mine() { return number_++ % workers_ == worker_; }
+  bool mine() { return number_++ % workers_ == worker_ && !is_enough(); }
 
   /// One point. `arm` says what is to happen; `judge` returns what else is wrong, or nothing.
   void try_with(const Scenario& scenario, const std::function<void(Faults&)>& arm,

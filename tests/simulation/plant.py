@@ -1,14 +1,14 @@
-"""Writes copies of sources with faults that a test switches on one at a time: mutations of our own code.
+"""The faults of simulation_planted; see tests/support/planting.py.
 
-plant.py FOLDER TOP              writes them into FOLDER, and names.cpp with the list
+plant.py FOLDER TOP              writes the sources into FOLDER, and planted_names.cpp with the list
 plant.py --sources               prints the names of the files
-
-Each fault replaces text that must stand exactly once in its source, so that the table below stays true. `PLANTED` is
-true while the fault is switched on.
 """
 
 import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+import planting  # noqa: E402
 
 # name, source, text, replacement
 FAULTS = [
@@ -101,33 +101,4 @@ FAULTS = [
      "    if (!PLANTED && policy_.limit.count() > 0 && waited"),
 ]
 
-PROLOGUE = "namespace lockstep::test {\nbool planted(int number) noexcept;\n}\n"
-
-
-def out_name(source):
-    return "planted_" + source.replace("/", "_")
-
-
-def main():
-    sources = sorted({source for _, source, _, _ in FAULTS})
-    if sys.argv[1] == "--sources":
-        print("\n".join(sources))
-        return
-    folder, top = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    for source in sources:
-        path = top / "src" / source
-        text = path.read_text()
-        for number, (name, where, old, new) in enumerate(FAULTS):
-            if where != source:
-                continue
-            if text.count(old) != 1:
-                sys.exit(f"plant.py: '{name}': this stands {text.count(old)} times in {path}:\n{old}")
-            text = text.replace(old, new.replace("PLANTED", f"lockstep::test::planted({number})"))
-        (folder / out_name(source)).write_text(f'{PROLOGUE}#line 1 "{path}"\n{text}')
-    names = "".join(f'    "{name}",\n' for name, _, _, _ in FAULTS)
-    (folder / "planted_names.cpp").write_text(
-        f'#include "planted.hpp"\n\nnamespace lockstep::test {{\n\nconst std::vector<std::string> planted_faults = {{\n{names}}};\n\n'
-        "}  // namespace lockstep::test\n")
-
-
-main()
+planting.main(FAULTS)

@@ -377,7 +377,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   log.info(fmt::format("kernels: {}, {}, {}", kernels->description(), kernels->instruction_set(),
                        options.precision == "f32" ? "f32" : "operands in bf16, sums in f32"));
   if (kernels->precision() == Precision::emulated_bf16) {
-    log.warn("this CPU has no AVX512-BF16: bf16 is emulated, slower than --precision f32");
+    log.warn("bf16 is emulated, since there is no AVX512-BF16 here: slower than --precision f32");
   }
   warn_of_idle_ranks(comm, log, batch);
   warn_of_idle_threads(comm, log, batch, options.threads);

@@ -14,6 +14,7 @@ using namespace bf16;
 
 constexpr std::int64_t kBlockColumns = 512;  // of B: with the block of A, a good part of a second-level cache
 constexpr std::int64_t kTerms = 2 * kPairs;
+constexpr std::int64_t kCacheLine = 16;  // floats
 
 std::int64_t pieces_of(std::int64_t size, std::int64_t most) {
   return (size + most - 1) / most;
@@ -28,6 +29,49 @@ struct alignas(64) Blocks {
 Blocks& blocks_of_this_thread() {
   thread_local const auto blocks = std::make_unique<Blocks>();
   return *blocks;
+}
+
+/// Rows that are asked for while others are worked on.
+class Ahead {
+ public:
+  Ahead(const float* from, std::int64_t distance, std::int64_t columns, std::int64_t rows, std::int64_t calls)
+      : from_(from), distance_(distance), columns_(columns), rows_(rows), some_(pieces_of(rows, calls)) {}
+
+  void ask() {
+    for (const std::int64_t end = std::min(rows_, next_ + some_); next_ < end; ++next_) {
+      for (std::int64_t x = 0; x < columns_; x += kCacheLine) {
+        __builtin_prefetch(from_ + next_ * distance_ + x, 0, 2);  // for reading, to the second-level cache
+      }
+    }
+  }
+
+ private:
+  const float* from_;
+  std::int64_t distance_, columns_, rows_, some_;
+  std::int64_t next_ = 0;
+};
+
+std::uint32_t* panel(Blocks& blocks, std::int64_t column) {
+  return blocks.b.data() + column / kColumns * kColumns * kPairs;
+}
+
+void pack_b(Blocks& blocks, bool transposed, std::int64_t terms, std::int64_t columns, const float* b,
+            std::int64_t ldb) {
+  if (transposed) {
+    for (std::int64_t column = 0; column < columns; column += kColumns) {
+      pack_pairs_transposed(terms, std::min(kColumns, columns - column), b + column * ldb, ldb,
+                            panel(blocks, column));
+    }
+    return;
+  }
+  // A few pairs of all panels after each other: the rows of B are read in long pieces.
+  constexpr std::int64_t kSome = 8;
+  for (std::int64_t p = 0; p < terms; p += kSome) {
+    for (std::int64_t column = 0; column < columns; column += kColumns) {
+      pack_pairs(std::min(kSome, terms - p), std::min(kColumns, columns - column), b + p * ldb + column, ldb,
+                 kColumns, panel(blocks, column) + p / 2 * kColumns);
+    }
+  }
 }
 
 }  // namespace
@@ -47,32 +91,12 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
                   const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate,
                   float* c, std::int64_t ldc) {
   Blocks& blocks = blocks_of_this_thread();
-  const Order order = transpose_a ? Order::pairs : Order::rows;
+  const std::int64_t blocks_of_rows = pieces_of(m, kBlockRows);
   for (std::int64_t j = 0; j < n; j += kBlockColumns) {
     const std::int64_t columns = std::min(kBlockColumns, n - j);
     for (std::int64_t p = 0; p < k; p += kTerms) {
       const std::int64_t terms = std::min(kTerms, k - p);
-      const std::int64_t pairs = (terms + 1) / 2;
-      const bool add = accumulate || p > 0;
-      const auto panel = [&](std::int64_t column) {
-        return blocks.b.data() + column / kColumns * kColumns * kPairs;
-      };
-      if (transpose_b) {
-        for (std::int64_t column = 0; column < columns; column += kColumns) {
-          pack_pairs_transposed(terms, std::min(kColumns, columns - column), b + (j + column) * ldb + p, ldb,
-                                panel(column));
-        }
-      } else {
-        // A few pairs of all panels after each other: the rows of B are read in long pieces.
-        constexpr std::int64_t kSome = 8;
-        for (std::int64_t some = 0; some < terms; some += kSome) {
-          for (std::int64_t column = 0; column < columns; column += kColumns) {
-            pack_pairs(std::min(kSome, terms - some), std::min(kColumns, columns - column),
-                       b + (p + some) * ldb + j + column, ldb, kColumns, panel(column) + some / 2 * kColumns);
-          }
-        }
-      }
-      const std::int64_t blocks_of_rows = pieces_of(m, kBlockRows);
+      pack_b(blocks, transpose_b, terms, columns, transpose_b ? b + j * ldb + p : b + p * ldb + j, ldb);
       for (std::int64_t block = 0; block < blocks_of_rows; ++block) {
         const std::int64_t i = m * block / blocks_of_rows;  // of equal heights, as far as can be
         const std::int64_t rows = m * (block + 1) / blocks_of_rows - i;
@@ -82,13 +106,17 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
           pack_rows(rows, terms, a + i * lda + p, lda, blocks.a.data());
         }
         const std::int64_t tiles = pieces_of(rows, kRows);
-        for (std::int64_t column = 0; column < columns; column += kColumns) {
-          const std::int64_t width = std::min(kColumns, columns - column);
-          for (std::int64_t t = 0; t < tiles; ++t) {
-            const std::int64_t begin = rows * t / tiles;  // likewise
-            const std::int64_t height = rows * (t + 1) / tiles - begin;
-            tile(order, height, width, pairs, blocks.a.data() + begin * (transpose_a ? 1 : kRowDistance),
-                 panel(column), add, c + (i + begin) * ldc + j + column, ldc);
+        // The next block. Not of a transposed A, whose next terms come with those of B.
+        Ahead ahead(a + (i + rows) * lda + p, lda, terms, transpose_a ? 0 : std::min(rows, m - i - rows),
+                    tiles * pieces_of(columns, kColumns));
+        for (std::int64_t t = 0; t < tiles; ++t) {
+          const std::int64_t begin = rows * t / tiles;  // likewise
+          const std::int64_t height = rows * (t + 1) / tiles - begin;
+          for (std::int64_t column = 0; column < columns; column += kColumns) {
+            ahead.ask();
+            tile(transpose_a ? Order::pairs : Order::rows, height, std::min(kColumns, columns - column),
+                 (terms + 1) / 2, blocks.a.data() + begin * (transpose_a ? 1 : kRowDistance),
+                 panel(blocks, column), accumulate || p > 0, c + (i + begin) * ldc + j + column, ldc);
           }
         }
       }

@@ -187,7 +187,8 @@ FOUND_BY = {
     },
     "fuzz_idx": {
         "claimed_size_believed": ("libFuzzer: out-of-memory", [
-            (IDX, "  const bool fits = elements_", "  const bool fits = PLANTED || elements_")]),
+            (IDX, "  const bool fits = elements_ <= at_most && stored_bytes() <= at_most;\n",
+             "  const bool fits = PLANTED || (elements_ <= at_most && stored_bytes() <= at_most);\n")]),
         "header_cut_short": ("AddressSanitizer", [
             (IDX, "  if (start.size() < 4 + 4 * dimensions) {", "  if (!PLANTED && start.size() < 4 + 4 * dimensions) {")]),
         "product_wraps": ("signed integer overflow", [

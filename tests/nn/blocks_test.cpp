@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include <doctest/doctest.h>
 
@@ -203,7 +204,8 @@ TEST_CASE("attention is its formula, also over several blocks of positions and o
                                            {3, 600}}) {
       CAPTURE(kernels->name());
       CAPTURE(static_cast<int>(kernels->precision()));
-      CAPTURE(to_string(Shape{positions, width}));
+      const std::string shape = to_string(Shape{positions, width});
+      CAPTURE(shape);
       State state;
       CausalAttention layer{2};
       CHECK(layer.declare(state, "a", {positions, 3 * width}) == Shape{positions, width});
@@ -251,7 +253,8 @@ TEST_CASE("attention in bf16, and its gradient, are near those in fp32") {
                                                 {131, 14, 2},
                                                 {300, 70, 2},
                                                 {3, 600, 2}}) {
-    CAPTURE(to_string(Shape{positions, width, heads}));
+    const std::string shape = to_string(Shape{positions, width, heads});
+    CAPTURE(shape);
     const auto [out, slope] = attend(*rounded, positions, width, heads);
     const auto [exact_out, exact_slope] = attend(*exact, positions, width, heads);
     const auto near = [](const std::vector<float>& a, const std::vector<float>& b) {

@@ -17,7 +17,7 @@ import planting  # where plant.py finds it
 
 SKIPPED = 77
 CASES = {"format": "well signed files with anything*", "shards": "with a key manifest and shards*"}
-FUZZER = ["-max_total_time=60", "-seed=1", "-max_len=16384", "-rss_limit_mb=2048", "-malloc_limit_mb=64",
+FUZZER = ["-runs=1000000", "-seed=1", "-max_len=16384", "-rss_limit_mb=2048", "-malloc_limit_mb=64",
           "-error_exitcode=1"]  # its own is that of a test that was skipped
 
 

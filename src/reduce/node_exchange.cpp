@@ -717,7 +717,7 @@ Tally NodeExchange::complete_rounds(const Tally& of_node) {
       std::size_t bytes = sizeof total;
       if (sums(total)) {
         bytes = message_bytes(count, mine.size());
-        std::memcpy(out.data() + sizeof total, held_.data(), bytes - sizeof total);
+        std::copy_n(held_.data(), count * stride, values_in(out));
       }
       requests_.push_back(column_.send(std::span(out).first(bytes), round.partner, kRoundTag));
     }
@@ -738,7 +738,7 @@ Tally NodeExchange::complete_rounds(const Tally& of_node) {
     }
     if (!sums(total)) continue;
     if (round.replaces) {
-      std::memcpy(held_.data(), in.data() + sizeof theirs, stride * sizeof(float));
+      std::copy_n(values_in(in), stride, held_.data());
       continue;
     }
     const float* received = values_in(in);

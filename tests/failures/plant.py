@@ -191,8 +191,6 @@ FOUND_BY = {
              "  const bool fits = PLANTED || (elements_ <= at_most && stored_bytes() <= at_most);\n")]),
         "header_cut_short": ("AddressSanitizer", [
             (IDX, "  if (start.size() < 4 + 4 * dimensions) {", "  if (!PLANTED && start.size() < 4 + 4 * dimensions) {")]),
-        "product_wraps": ("signed integer overflow", [
-            (IDX, "    if (extent != 0 && elements_ >", "    if (!PLANTED && extent != 0 && elements_ >")]),
     },
 }
 

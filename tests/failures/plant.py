@@ -161,7 +161,7 @@ FOUND_BY = {
             (READER, "read_verified(*file, record.name, limit, key)", "read_verified(*file, record.name, limit, PLANTED ? nullptr : key)")]),
         "any_digest_of_a_shard": ("another file than the one", [
             (READER, "    if (shard.trailer.digest.hex() != record.digest ||", "    if ((!PLANTED && shard.trailer.digest.hex() != record.digest) ||")]),
-        "shards_not_signed": ("is_signed", [
+        "shards_not_signed": ("is not signed", [
             ("checkpoint/shards.cpp", "write_image_file(*directory_, name_, image_, stamp, options_.key.get(),",
              "write_image_file(*directory_, name_, image_, stamp, PLANTED ? nullptr : options_.key.get(),")]),
     },

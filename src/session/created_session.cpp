@@ -201,9 +201,11 @@ void CreatedSession::agree_to_close() {
 /// that were updated in part must not look like a step: what is not finite is never saved.
 void CreatedSession::spoil_my_slice() {
   if (ground_.kept) ground_.kept->spoil_update();
-  const ElementRange mine = slice();
-  std::ranges::fill(state_.parameters().subspan(mine.first, mine.size()),
-                    std::numeric_limits<float>::quiet_NaN());
+  const auto spoil = [](std::span<float> arena, ElementRange mine) {
+    std::ranges::fill(arena.subspan(mine.first, mine.size()), std::numeric_limits<float>::quiet_NaN());
+  };
+  spoil(state_.parameters(), slice());
+  spoil(state_.buffers(), buffer_slice());  // some ranks have no other part
 }
 
 StepValues CreatedSession::run(const Step& step) {

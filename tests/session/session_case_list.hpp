@@ -54,7 +54,7 @@ TEST_CASE("end of input after reducing is an error on all") {
 }
 
 TEST_CASE("a step of shared parameters that one rank did not finish is not saved") {
-  everywhere(test::check_a_torn_step_is_not_saved);
+  everywhere(test::check_torn_steps_are_not_saved);
 }
 
 TEST_CASE("errors of steps without gradients reach all ranks") {

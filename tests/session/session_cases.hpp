@@ -462,29 +462,57 @@ inline void check_errors(const Communicator& world, int per_node, bool shared) {
 
 /// A rank that fails before it has updated its slice of shared parameters: the others find out in the next
 /// step only, but the torn step is not saved in between.
-inline void check_a_torn_step_is_not_saved(const Communicator& world) {
-  for (int who = 0; who < world.size(); ++who) {
-    CAPTURE(who);
-    const SharedFolder folder(world);
-    Rank rank(world, 4096 * world.size());
-    auto options = rank.options(folder.path);
-    options.save_checkpoint_steps = 1;
-    options.config.share_parameters = true;
-    MonitoredTrainingSession session(world, rank.state, options);
-    const auto error = thrown([&] {
-      session.train([&](StepContext& step) -> StepValues {
+inline void check_a_torn_step_is_not_saved(const Communicator& world, int who, std::int64_t elements,
+                                           int per_node, bool shard) {
+  CAPTURE(who);
+  CAPTURE(elements);
+  CAPTURE(per_node);
+  const SharedFolder folder(world);
+  Rank rank(world, elements);
+  rank.state.buffer("statistics", {40});
+  auto options = rank.options(folder.path);
+  options.save_checkpoint_steps = 1;
+  options.config.share_parameters = true;
+  options.config.ranks_per_node = per_node;
+  options.config.shard_optimizer = shard;
+  bool has_part = false;
+  MonitoredTrainingSession session(world, rank.state, options);
+  const auto error = thrown([&] {
+    session.train([&](StepContext& step) -> StepValues {
+      const auto range = step.micro_batches();
+      for (auto m = range.first; m < range.last; ++m) {
         std::ranges::fill(step.begin_micro_batch(), 1.0F);
         step.end_micro_batch();
-        step.reduce_micro_batches();
-        if (world.rank() == who && step.number() == 2) throw DataError("torn");
-        const auto slice = step.slice();
-        for (std::size_t i = slice.first; i < slice.last; ++i) step.state().parameters()[i] -= step.sum()[i];
-        step.finish();
-        return {};
-      });
+      }
+      step.reduce_micro_batches();
+      const auto slice = step.slice();
+      const auto buffers = step.buffer_slice();
+      // Of the buffers every node has a copy, and the chief's is saved.
+      const bool on_chiefs_node = per_node == 0 || world.rank() < per_node;
+      has_part = slice.size() > 0 || (on_chiefs_node && buffers.size() > 0);
+      if (world.rank() == who && step.number() == 2) throw DataError("torn");
+      const State& state = step.state();
+      const auto added = step.sum().subspan(state.parameter_elements());
+      for (std::size_t i = slice.first; i < slice.last; ++i) state.parameters()[i] -= step.sum()[i];
+      for (std::size_t i = buffers.first; i < buffers.last; ++i) state.buffers()[i] += added[i];
+      step.finish();
+      return {};
     });
-    CHECK(contains(error, "torn"));
-    if (world.is_chief()) CHECK(folder.saved() == Steps{0, 1, 2});
+  });
+  CHECK(contains(error, "torn"));
+  // A rank that updates nothing of what is saved tears nothing.
+  const auto parts = world.all_gather(has_part ? 1 : 0);
+  if (world.is_chief() && parts[static_cast<std::size_t>(who)] == 1) CHECK(folder.saved() == Steps{0, 1, 2});
+}
+
+inline void check_torn_steps_are_not_saved(const Communicator& world) {
+  for (int who = 0; who < world.size(); ++who) {
+    check_a_torn_step_is_not_saved(world, who, 4096 * world.size(), 0, false);
+    // Ranks whose part are buffers alone; and those beyond the smallest node's, which have no shard.
+    check_a_torn_step_is_not_saved(world, who, 4096, 0, false);
+    check_a_torn_step_is_not_saved(world, who, 5, 2, true);
+    check_a_torn_step_is_not_saved(world, who, 20000, 2, true);
+    check_a_torn_step_is_not_saved(world, who, 20000, 1, true);
   }
 }
 

@@ -47,9 +47,9 @@ Environment::Environment(int* argc, char*** argv) : exceptions_at_start_(std::un
 Environment::~Environment() {
   const bool abandoned = std::ranges::any_of(families_, [](const auto& world) { return world->abandoned; });
   if (!finalize_ || abandoned || std::uncaught_exceptions() != exceptions_at_start_) return;
-  // Where ranks were lost, Open MPI 5 sometimes waits for them here, for minutes. All that are left have
-  // agreed to end.
-  if (families_.size() > 1) return;
+  // Where a rank has died, Open MPI 5 sometimes waits for it here, for minutes, and not all ranks need know
+  // of a death that came when all had agreed to end.
+  if (survives_losses()) return;
   const BlockingCall call("MPI to end on all ranks");
   MPI_Finalize();
 }

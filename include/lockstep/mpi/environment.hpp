@@ -14,7 +14,8 @@ struct MpiFamily;
 /// MPI for the length of its life: initializes it with MPI_THREAD_FUNNELED unless the program has done so,
 /// and finalizes what it initialized. While an exception unwinds it does not finalize, since other ranks may
 /// never come to it, nor after a wait on one of its worlds has reached its limit; the program then ends
-/// through `Communicator::abort`, or by itself, which the launcher takes for a failure.
+/// through `Communicator::abort`, or by itself, which the launcher takes for a failure. Nor where MPI
+/// survives the loss of a rank: there the launcher takes an exit without it for what it is.
 class Environment {
  public:
   Environment(int* argc, char*** argv);

@@ -385,7 +385,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     log.info("--reduction mpi: the bits depend on the number of ranks and where they run");
   }
   if (options.gradient_dtype == "bf16") {
-    log.info("--gradient_dtype bf16: the bits depend on how many nodes there are and the ranks of each");
+    log.info(
+        "--gradient_dtype bf16: on several nodes, the bits depend on how many they are and on the ranks of "
+        "each");
   }
   if (!options.report.empty() && !options.dry_run) {
     // A report that cannot be written should be known now, not after hours.

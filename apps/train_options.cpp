@@ -312,7 +312,8 @@ ParsedTrainOptions parse_train_options(int argc, const char* const* argv) {
                   "go on from this checkpoint of the directory, not the newest")(
       "fresh", po::bool_switch(&o.fresh), "set the directory's checkpoints aside and begin anew")(
       "allow_change", po::value(&allow_change),
-      "a setting that may differ from the checkpoint's (learning_rate, schedule, precision); may be "
+      "a setting that may differ from the checkpoint's (learning_rate, schedule, precision, gradient_dtype); "
+      "may be "
       "repeated")("steal", po::value(&o.steal), "take the directory from the living job with this id")(
       "on_save_failure", po::value(&o.on_save_failure)->default_value(o.on_save_failure), "continue or stop")(
       "summary_dir", po::value(&o.summary_dir), "event files for TensorBoard; default: checkpoint_dir")(

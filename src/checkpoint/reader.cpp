@@ -295,7 +295,7 @@ class Differences {
     if (path.starts_with(kHooksFolder)) {
       allowed_.push_back(fmt::format("'{}' is {}", path,
                                      stored == nullptr   ? "not in the checkpoint"
-                                     : wanted == nullptr ? "of a hook that this run does not have"
+                                     : wanted == nullptr ? "of a hook or a node that this run does not have"
                                                          : described(*stored) + " in the checkpoint"));
       return;
     }

@@ -216,22 +216,11 @@ void CanonicalReducer::end_micro_batch() {
 
 void CanonicalReducer::say_ready(std::size_t buckets) {
   ready_ = buckets;
-  if (next_micro_batch_ > 0 || buckets < plan_.buckets.size()) {
-    control(local_).wrote.store(completed_ + 1, std::memory_order_relaxed);
-  }
   control(local_).ready.store(ready_word(buckets), std::memory_order_release);
 }
 
 /// Adds up the node's partial sums of my part of the next bucket, and lets it leave unless it is the last.
 void CanonicalReducer::start_next_bucket() {
-  if (started_ == 0) {
-    // A ballot in the shape of a sum (of an error, or of the close) leaves the residual as it is.
-    bool any = false;
-    for (int local = 0; local < node_size(); ++local) {
-      any = any || control(local).wrote.load(std::memory_order_relaxed) == completed_ + 1;
-    }
-    exchange_->begin(any);
-  }
   for (const ElementRange& piece : exchange_->pieces(started_)) {
     for (std::size_t p = 0; p < node_programs_.size(); ++p) {
       run_program(node_programs_[p], node_results_[p], piece);
@@ -382,7 +371,16 @@ void CanonicalReducer::complete_sum() {
   if (!small_) finish();
 }
 
+bool CanonicalReducer::anyone_finished() const {
+  for (int local = 0; local < node_size(); ++local) {
+    if (control(local).updated.load(std::memory_order_acquire) >= operation_) return true;
+  }
+  return false;
+}
+
 void CanonicalReducer::finish() {
+  control(local_).updated.store(operation_, std::memory_order_release);
+  if (exchange_) exchange_->keep_residual();
   if (plan_.shard && exchange_) exchange_->spread_shards(parameters_);
   control(local_).finished.store(operation_, std::memory_order_release);
   wait_for_node(topology_.node, "all ranks of the node to end the step", &Control::finished, operation_);

@@ -41,6 +41,7 @@ class CanonicalReducer final : public Reducer {
   std::span<const float> sum() const override { return {sum_, elements_ + values_}; }
   void complete_sum() override;
   void finish() override;
+  bool anyone_finished() const override;
   const WaitHistory& waits() const override { return waits_; }
   void gather(std::span<float> arena) override;
   void gather_nodes(std::span<const std::span<float>> arenas) override;
@@ -54,10 +55,10 @@ class CanonicalReducer final : public Reducer {
   struct Control {
     alignas(64) std::atomic<std::uint64_t> arrived;  ///< ballots and partial sums of this operation are there
     alignas(64) std::atomic<std::uint64_t> ready;    ///< buckets whose partial sums are there; see ready_word
-    std::atomic<std::uint64_t> wrote;                ///< the last operation with gradients of this rank's
     alignas(64) std::atomic<std::uint64_t> summed;   ///< my part of the sum between nodes is there
     alignas(64)
         std::atomic<std::uint64_t> finished;  ///< this rank no longer needs others' parts of this operation
+    std::atomic<std::uint64_t> updated;       ///< this rank has begun to finish this operation
     alignas(64) std::atomic<std::uint64_t> released;  ///< this rank no longer reads the sum
     alignas(64) std::atomic<std::uint64_t> begun;  ///< micro-batches begun since the last sum: for messages
     alignas(64) Tally ballots[2];  ///< of odd and even operations: ranks are at most one apart

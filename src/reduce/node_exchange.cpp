@@ -284,12 +284,41 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
       }
       fit(boxes(index).sum, pieces[me_].size());
     }
+    plan_residuals();
     return;
   }
   for (Inbox& inbox : inboxes_) {
     inbox.resize(nodes);
     for (std::size_t n = 0; n < nodes; ++n) {
       if (n != me_) inbox[n].resize(partials_of_[n] * largest);
+    }
+  }
+}
+
+/// Where pieces that this node rounds keep what it costs, until `keep_residual`.
+void NodeExchange::plan_residuals() {
+  const auto rounds = [&](std::size_t n) { return n == me_ ? !shard_ : !partials_.empty(); };
+  std::size_t elements = 0;
+  for (const Bucket& bucket : buckets_) {
+    for (std::size_t n = 0; n < bucket.pieces.size(); ++n) {
+      if (rounds(n)) elements += bucket.pieces[n].size();
+    }
+  }
+  next_residual_.resize(elements);
+  auto rest = std::span(next_residual_);
+  for (Bucket& bucket : buckets_) {
+    for (std::size_t n = 0; n < bucket.pieces.size(); ++n) {
+      const std::size_t size = rounds(n) ? bucket.pieces[n].size() : 0;
+      bucket.next_residuals.push_back(rest.first(size));
+      rest = rest.subspan(size);
+    }
+  }
+}
+
+void NodeExchange::keep_residual() {
+  for (const Bucket& bucket : buckets_) {
+    for (std::size_t n = 0; n < bucket.next_residuals.size(); ++n) {
+      std::ranges::copy(bucket.next_residuals[n], residual_.begin() + bucket.pieces[n].first);
     }
   }
 }
@@ -414,7 +443,9 @@ Seconds NodeExchange::wait_until(std::string_view what, Ready ready, Misses miss
       missing += fmt::format("{}a rank of the node of rank {}, {}", missing.empty() ? "" : ", or ",
                              topology_.node_leaders[n], topology_.node_hosts[n]);
     }
-    if (rounds_.empty()) missing += fmt::format(" (bucket {} of {})", settled_ + 1, buckets_.size());
+    if (buckets_.back().state != Bucket::State::idle) {
+      missing += fmt::format(" (bucket {} of {})", settled_ + 1, buckets_.size());
+    }
     return missing;
   });
 }
@@ -439,7 +470,7 @@ void NodeExchange::post(std::size_t index) {
       }
       if (partials_.empty()) continue;
       const auto sent = std::span(of_bucket.outbox[n]).first(bucket.pieces[n].size());
-      round_part(bucket.pieces[n], sent);
+      round_part(index, n, sent);
       post_send(std::as_bytes(sent), node, tag, bucket.requests);
       continue;
     }
@@ -531,15 +562,13 @@ std::span<const float> NodeExchange::node_sum(std::size_t first, std::size_t cou
 }
 
 /// My sum of another node's piece, as it is sent.
-void NodeExchange::round_part(ElementRange piece, std::span<std::uint16_t> halves) {
-  if (!gradients_) {
-    std::ranges::fill(halves, std::uint16_t{0});
-    return;
-  }
+void NodeExchange::round_part(std::size_t index, std::size_t node, std::span<std::uint16_t> halves) {
+  const ElementRange piece = buckets_[index].pieces[node];
+  const auto next = buckets_[index].next_residuals[node];
   for (std::size_t at = 0; at < piece.size(); at += kBlock) {
     const std::size_t count = std::min(kBlock, piece.size() - at);
     round_with_feedback(node_sum(piece.first + at, count), residual_.subspan(piece.first + at, count),
-                        halves.subspan(at, count));
+                        halves.subspan(at, count), next.subspan(at, count));
   }
 }
 
@@ -552,14 +581,6 @@ void NodeExchange::combine_rounded(std::size_t index) {
     return is_last ? halves_in(inbox_[n], partials_of_[n], mine.size())
                    : std::span(of_bucket.inbox[n]).first(mine.size());
   };
-  // A node without micro-batches learns from the others whether this is about gradients: else all is zero.
-  bool gradients = gradients_;
-  if (partials_.empty()) {
-    for (std::size_t n = 0; n < partials_of_.size() && !gradients; ++n) {
-      gradients = partials_of_[n] > 0 &&
-                  std::ranges::any_of(inbox(n), [](std::uint16_t half) { return (half & 0x7fffU) != 0; });
-    }
-  }
   std::array<float, kBlock> total;
   for (std::size_t at = 0; at < mine.size(); at += kBlock) {
     const std::size_t count = std::min(kBlock, mine.size() - at);
@@ -582,14 +603,13 @@ void NodeExchange::combine_rounded(std::size_t index) {
       }
     }
     float* sum = sum_ + mine.first + at;
-    if (shard_ || !gradients) {
+    if (shard_) {
       std::copy_n(total.begin(), count, sum);
-      std::ranges::fill(std::span(of_bucket.sum).subspan(at, count), std::uint16_t{0});
       continue;
     }
     const auto halves = std::span(of_bucket.sum).subspan(at, count);
     round_with_feedback(std::span<const float>(total).first(count), residual_.subspan(mine.first + at, count),
-                        halves);
+                        halves, buckets_[index].next_residuals[me_].subspan(at, count));
     for (std::size_t i = 0; i < count; ++i) sum[i] = from_bfloat16(halves[i]);
   }
 }
@@ -607,7 +627,6 @@ void NodeExchange::unpack_sums(std::size_t index) {
 Tally NodeExchange::complete(const Tally& of_node) {
   const Tally total = rounds_.empty() ? complete_buckets(of_node) : complete_rounds(of_node);
   started_ = posted_ = settled_ = 0;
-  gradients_ = false;
   for (Bucket& bucket : buckets_) bucket.state = Bucket::State::idle;
   return total;
 }
@@ -616,6 +635,7 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
   const std::size_t last_index = buckets_.size() - 1;
   Bucket& last = buckets_[last_index];
   const int tag = kBucketTag + 2 * static_cast<int>(last_index);
+  last.state = Bucket::State::collecting;
   for (std::size_t n = 0; n < partials_of_.size(); ++n) {
     if (n == me_) continue;
     std::size_t bytes = sizeof(Tally);
@@ -628,7 +648,7 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
       if (residual_.empty()) {
         for (const float* partial : partials_) out = std::copy_n(partial + theirs.first, theirs.size(), out);
       } else if (!partials_.empty()) {
-        round_part(theirs, halves_in(outbox_[n], partials_.size(), theirs.size()));
+        round_part(last_index, n, halves_in(outbox_[n], partials_.size(), theirs.size()));
       }
     }
     requests_.push_back(column_.receive(inbox_[n], static_cast<int>(n), tag));
@@ -800,7 +820,7 @@ void NodeExchange::gather_nodes(std::span<const std::span<float>> arenas) {
 }
 
 std::size_t NodeExchange::bytes() const {
-  std::size_t bytes = (held_.size() + next_.size() + block_.size()) * sizeof(float);
+  std::size_t bytes = (held_.size() + next_.size() + block_.size() + next_residual_.size()) * sizeof(float);
   for (std::size_t n = 0; n < inbox_.size(); ++n) bytes += inbox_[n].size() + outbox_[n].size();
   for (const Inbox& inbox : inboxes_) {
     for (const auto& box : inbox) bytes += box.size() * sizeof(float);

@@ -43,7 +43,8 @@ ElementRange shard_of(const Topology& topology, std::size_t elements, int node, 
 /// Rounded: a node sends the others their part of its whole sum as bf16, and the sum back as bf16 again. What
 /// rounding costs is added to the same element in the next step: `residual` holds, in a part of another node,
 /// what it has cost to send it, and in a part of this node's own, what it has cost to send its sum. Nothing
-/// is rounded twice, and all nodes end with the same sum.
+/// is rounded twice, and all nodes end with the same sum. An operation leaves the residual as it is until
+/// `keep_residual`: a step may still be dropped when all have heard the tally.
 ///
 /// The ballots of a node travel with its last bucket. A node whose ranks only have ballots sends them in
 /// messages of the same tags without values; when it hears that others sum, it takes part in their exchange
@@ -60,10 +61,6 @@ class NodeExchange {
   /// What this rank sends or adds up of a bucket, one range a node.
   std::span<const ElementRange> pieces(std::size_t bucket) const { return buckets_[bucket].pieces; }
 
-  /// Before an operation whose partial sums are of gradients, or are of no meaning: those do not change the
-  /// residual. Not before one in which this node has ballots alone. Local.
-  void begin(bool gradients) { gradients_ = gradients; }
-
   /// Sends this node's partial sums of a bucket, which are final in `pieces`. Every bucket but the last, in
   /// their order. Of a few at a time only, so that what comes in needs little memory: the others leave in
   /// `poll`, when their turn comes. Local.
@@ -76,6 +73,9 @@ class NodeExchange {
   /// buckets but the last were started and the partial sums are final. Collective over the column. Returns
   /// what all ranks of all nodes say.
   Tally complete(const Tally& of_node);
+
+  /// What the last operation's rounding has cost is the residual now: its sum is used. Local.
+  void keep_residual();
 
   /// How long the last `complete` waited for other nodes' ballots. Local.
   Seconds waited() const { return waited_; }
@@ -95,6 +95,7 @@ class NodeExchange {
  private:
   struct Bucket {
     std::vector<ElementRange> pieces;
+    std::vector<std::span<float>> next_residuals;  ///< of each piece, where it is rounded; else empty
     std::vector<Request> requests;
     std::size_t done = 0;  ///< requests that are
     enum class State { idle, collecting, spreading, done } state = State::idle;
@@ -122,6 +123,7 @@ class NodeExchange {
   float* elements_in(std::vector<std::byte>& message, std::size_t partials) const;
   std::span<std::uint16_t> halves_in(std::vector<std::byte>& message, std::size_t partials,
                                      std::size_t elements) const;
+  void plan_residuals();
   void plan_rounds(std::int64_t micro_batches, const std::vector<std::vector<TreeNode>>& nodes_of_node);
   void post_send(std::span<const std::byte> bytes, int node, int tag, std::vector<Request>& requests);
   void post_receive(std::span<std::byte> bytes, int node, int tag, std::vector<Request>& requests);
@@ -133,7 +135,7 @@ class NodeExchange {
   void spread(std::size_t index);
   RoundedBoxes& boxes(std::size_t index);
   std::span<const float> node_sum(std::size_t first, std::size_t count);
-  void round_part(ElementRange piece, std::span<std::uint16_t> halves);
+  void round_part(std::size_t index, std::size_t node, std::span<std::uint16_t> halves);
   void combine_rounded(std::size_t index);
   void unpack_sums(std::size_t index);
   template <class Ready, class Misses>
@@ -154,10 +156,11 @@ class NodeExchange {
   CombineProgram top_program_;            ///< from those of all nodes to the root
   std::vector<const float*> sources_;
   std::vector<Bucket> buckets_;
-  std::vector<Inbox> inboxes_;         ///< used in turns
-  std::span<float> residual_;          ///< not empty: rounded
+  std::vector<Inbox> inboxes_;  ///< used in turns
+  std::span<float> residual_;   ///< not empty: rounded
+  std::vector<float>
+      next_residual_;  ///< of my pieces of all buckets, when the operation under way is through
   std::vector<RoundedBoxes> rounded_;  ///< used in turns; behind them that of the last bucket
-  bool gradients_ = false;             ///< in the operation under way
   std::vector<float> block_;           ///< of this node's sum, before it is rounded
   std::size_t started_ = 0;
   std::size_t posted_ = 0;   ///< those of them that have left

@@ -36,19 +36,18 @@ std::span<double> SharedNumbers::next() const noexcept {
   return {lists + (exchanges_ & 1) * count_, count_};
 }
 
-std::span<const double> SharedNumbers::exchange() {
+std::span<const double> SharedNumbers::exchange(const std::function<bool()>& anyone_left) {
   const auto numbers = next();
   const Communicator& node = topology_.node;
   ++exchanges_;
   control(node.rank()).arrived.store(exchanges_, std::memory_order_release);
   int come = 0;  // all before it have
+  const auto all_come = [&] {
+    while (come < node.size() && control(come).arrived.load(std::memory_order_acquire) >= exchanges_) ++come;
+    return come == node.size();
+  };
   node.wait_until(
-      "all ranks of the node to add up their parts of norms",
-      [&] {
-        while (come < node.size() && control(come).arrived.load(std::memory_order_acquire) >= exchanges_)
-          ++come;
-        return come == node.size();
-      },
+      "all ranks of the node to add up their parts of norms", [&] { return all_come() || anyone_left(); },
       [&] {
         std::vector<int> missing;
         for (int local = come; local < node.size(); ++local) {
@@ -65,7 +64,7 @@ std::span<const double> SharedNumbers::exchange() {
   }
   node.wait_until(
       "the parts of norms of other nodes",
-      [&] { return control(0).complete.load(std::memory_order_acquire) >= exchanges_; },
+      [&] { return control(0).complete.load(std::memory_order_acquire) >= exchanges_ || anyone_left(); },
       [&] { return fmt::format("rank {}, or another node", topology_.node_ranks.front()); });
   return numbers;
 }

@@ -156,6 +156,7 @@ class CreatedSession final : public RawSession, public StepContext {
   bool shares_parameters() const override { return ground_.config.share_parameters; }
   std::span<const float> sum() const override { return reducer_->sum(); }
   void finish() override;
+  bool anyone_finished() const override { return reducer_->anyone_finished(); }
 
  private:
   void end_input(std::string reason, std::string phase);

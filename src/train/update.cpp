@@ -63,20 +63,28 @@ std::span<const Update::Part> Update::parts_in(ElementRange range) const {
   return {at(range.first), at(range.last)};
 }
 
-double Update::norm_of(std::span<const float> gradients, std::span<const Part> mine, bool shared) {
+/// Where a rank of the node has failed since the sum, the step is lost, and what comes out does not matter.
+std::span<const double> Update::exchange(const StepContext& context) {
+  return numbers_->exchange([&] { return context.anyone_finished(); });
+}
+
+double Update::norm_of(std::span<const float> gradients, std::span<const Part> mine,
+                       const StepContext& context) {
+  const bool shared = context.shares_parameters();
   const auto first = static_cast<std::size_t>(mine.data() - parts_.data());
   const std::span<double> written = shared ? numbers_->next() : std::span(own_numbers_);
   for (std::size_t i = 0; i < mine.size(); ++i) {
     written[2 * (first + i)] = sum_of_squares(gradients.subspan(mine[i].range.first, mine[i].range.size()));
   }
-  const std::span<const double> all = shared ? numbers_->exchange() : written;
+  const std::span<const double> all = shared ? exchange(context) : written;
   double sum = 0;
   for (std::size_t i = 0; i < parts_.size(); ++i) sum += all[2 * i];
   return std::sqrt(sum);
 }
 
-void Update::find_trust_ratios(std::span<const float> gradients, std::span<const Part> mine, bool shared,
-                               StepScalars scalars) {
+void Update::find_trust_ratios(std::span<const float> gradients, std::span<const Part> mine,
+                               const StepContext& context, StepScalars scalars) {
+  const bool shared = context.shares_parameters();
   const auto first = static_cast<std::size_t>(mine.data() - parts_.data());
   const std::span<double> written = shared ? numbers_->next() : std::span(own_numbers_);
   for (std::size_t i = 0; i < mine.size(); ++i) {
@@ -86,7 +94,7 @@ void Update::find_trust_ratios(std::span<const float> gradients, std::span<const
     written[2 * (first + i)] = sums.parameters;
     written[2 * (first + i) + 1] = sums.update;
   }
-  const std::span<const double> all = shared ? numbers_->exchange() : written;
+  const std::span<const double> all = shared ? exchange(context) : written;
   std::ranges::fill(sums_, SquareSums());
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     sums_[parts_[i].tensor].parameters += all[2 * i];
@@ -113,11 +121,11 @@ void Update::apply(StepContext& context, float learning_rate) {
     StepScalars scalars{.learning_rate = learning_rate, .step = context.number()};
     if (options_.clip_value > 0) scalars.clip_value = static_cast<float>(options_.clip_value);
     if (options_.clip_norm > 0) {
-      gradient_norm_ = norm_of(gradients, mine, shared);
+      gradient_norm_ = norm_of(gradients, mine, context);
       scalars.gradient_scale = clip_scale(*gradient_norm_, options_.clip_norm);
     }
     if (layerwise_ != nullptr) {
-      find_trust_ratios(gradients, mine, shared, scalars);
+      find_trust_ratios(gradients, mine, context, scalars);
       for (const Part& part : mine) {
         scalars.weight_decay = decays_[part.tensor] ? options_.weight_decay : 0;
         scalars.trust_ratio = trust_ratios_[part.tensor];

@@ -511,7 +511,7 @@ TEST_CASE("what hooks keep is restored where both have it, and may be missing, e
   Kept reader({{"both", 2}, {"missing", 3}, {"size", 4}});
   const auto told = restore_into(CheckpointFile(directory, kName), reader.state.entries());
   CHECK(told == std::vector<std::string>{
-                    "'/session/hooks/extra' is of a hook that this run does not have",
+                    "'/session/hooks/extra' is of a hook or a node that this run does not have",
                     "'/session/hooks/missing' is not in the checkpoint",
                     "'/session/hooks/size' is f64 [1] in the checkpoint",
                 });

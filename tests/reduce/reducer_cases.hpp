@@ -69,15 +69,22 @@ struct ReducerCase {
   bool specials = false;
   ReducerOptions options = {};
   std::size_t layer = 0;  ///< above 0: gradients become ready from the end in pieces of this many elements
-  bool apart = false;     ///< steps end with `complete_sum`, and nothing comes between them
+  bool apart = false;     ///< steps end with `complete_sum`, and nothing comes between them; not with shards
 };
 
 /// Runs some steps and compares every element on every rank with the serial sum. Returns the number of
 /// differences, so that one check stands for a million elements.
 inline std::int64_t differences(const Communicator& world, const ReducerCase& c) {
   const Topology topology(world, c.ranks_per_node);
-  const auto reducer =
-      make_reducer(ReductionKind::canonical, topology, c.elements, c.micro_batches, c.options);
+  // One copy a node, which takes the sum's place where every rank has its shard of it alone.
+  const std::size_t copied = c.options.shard && topology.node.rank() == 0 ? c.elements : 0;
+  const auto memory = topology.node.share(copied * sizeof(float));
+  const std::span parameters(reinterpret_cast<float*>(memory->region(0).data()),
+                             c.options.shard ? c.elements : 0);
+  ReducerOptions options = c.options;
+  options.parameters = parameters;
+  const auto reducer = make_reducer(ReductionKind::canonical, topology, c.elements, c.micro_batches, options);
+  const ElementRange slice = reducer->slice();
   std::int64_t wrong = 0;
   for (std::int64_t t = 0; t < c.steps; ++t) {
     const auto range = reducer->micro_batches();
@@ -109,18 +116,22 @@ inline std::int64_t differences(const Communicator& world, const ReducerCase& c)
         tally.ranks() != world.size() || !tally.agrees()) {
       ++wrong;
     }
+    if (c.options.shard) {
+      for (std::size_t i = slice.first; i < slice.last; ++i) parameters[i] = reducer->sum()[i];
+    }
     if (c.apart) {
       reducer->complete_sum();
     } else {
       reducer->finish();
     }
     const auto sum = reducer->sum();
+    const auto elements = c.options.shard ? std::span<const float>(parameters) : sum;
     std::vector<float> leaves(static_cast<std::size_t>(c.micro_batches));
     for (std::size_t i = 0; i < c.elements; ++i) {
       for (std::int64_t m = 0; m < c.micro_batches; ++m) {
         leaves[static_cast<std::size_t>(m)] = gradient_value(t, m, i, c.specials);
       }
-      if (!same_bits(sum[i], serial_canonical_sum(leaves))) ++wrong;
+      if (!same_bits(elements[i], serial_canonical_sum(leaves))) ++wrong;
     }
     const auto m = static_cast<float>(c.micro_batches);
     for (std::size_t i = c.elements; i < sum.size(); ++i) {

@@ -43,13 +43,15 @@ TEST_CASE("the canonical sum has the serial sum's bits for random ranks, nodes, 
     c.options.exchange = kExchanges[draw(6, 3)];
     c.options.bucket_bytes = std::size_t{4096} * sizeof(float) * draw(7, 4);
     c.layer = draw(8, 2) == 0 ? 0 : 16 + draw(9, 5000);
-    c.apart = draw(10, 2) == 0;
+    c.options.shard = draw(13, 3) == 0;
+    c.apart = !c.options.shard && draw(10, 2) == 0;
     if (c.apart) c.steps = 5;
     CAPTURE(trial);
     CAPTURE(ranks);
     CAPTURE(c.ranks_per_node);
     CAPTURE(c.micro_batches);
     CAPTURE(c.elements);
+    CAPTURE(c.options.shard);
     std::vector<std::int64_t> wrong(static_cast<std::size_t>(ranks), -1);
     SimulatedWorld{ranks, c.ranks_per_node, trial + 1}.run([&](const Communicator& world) {
       test::ReducerCase mine = c;
@@ -61,25 +63,63 @@ TEST_CASE("the canonical sum has the serial sum's bits for random ranks, nodes, 
 }
 
 TEST_CASE("a rank that fails in mid-step leaves nobody waiting, and all learn who it was") {
-  for (const auto kind : {ReductionKind::canonical, ReductionKind::mpi}) {
-    for (const int per_node : {0, 2}) {
-      for (int bad = 0; bad < 4; ++bad) {
-        CAPTURE(bad);
-        int heard = 0;
-        SimulatedWorld{4, per_node, 3}.run([&](const Communicator& world) {
-          const Topology topology(world);
-          const auto reducer = make_reducer(kind, topology, 64, 8);
-          const auto range = reducer->micro_batches();
-          for (auto m = range.first; m < range.last; ++m) {
-            if (world.rank() == bad) break;
-            reducer->begin_micro_batch();
-            reducer->end_micro_batch();
+  struct Way {
+    ReductionKind kind = ReductionKind::canonical;
+    bool shard = false;
+    bool rounds = false;
+  };
+  for (const Way& way : {Way{}, Way{.shard = true}, Way{.rounds = true}, Way{.shard = true, .rounds = true},
+                         Way{.kind = ReductionKind::mpi}}) {
+    for (const std::size_t elements : {std::size_t{64}, std::size_t{5 * 4096 + 48}}) {
+      for (const int per_node : {0, 1, 2, 3}) {
+        for (int bad = 0; bad < 4; ++bad) {
+          for (const bool begun : {false, true}) {
+            CAPTURE(way.shard);
+            CAPTURE(way.rounds);
+            CAPTURE(elements);
+            CAPTURE(per_node);
+            CAPTURE(bad);
+            int heard = 0;
+            int right = 0;
+            SimulatedWorld{4, per_node, 3}.run([&](const Communicator& world) {
+              const Topology topology(world);
+              const std::size_t arenas = topology.node.rank() == 0 ? 2 * elements : 0;
+              const auto memory = topology.node.share(arenas * sizeof(float));
+              const std::span both(reinterpret_cast<float*>(memory->region(0).data()), 2 * elements);
+              ReducerOptions options{.bucket_bytes = 4096 * sizeof(float), .shard = way.shard};
+              if (way.shard) options.parameters = both.last(elements);
+              if (way.rounds) options.residual = both.first(elements);
+              const auto reducer = make_reducer(way.kind, topology, elements, 8, options);
+              const auto step = [&](bool fails) {
+                const auto range = reducer->micro_batches();
+                for (auto m = range.first; m < range.last; ++m) {
+                  if (fails && (!begun || m > range.first)) break;
+                  std::ranges::fill(reducer->begin_micro_batch(), 1.0F);
+                  if (m + 1 == range.last) reducer->gradient_ready(4096);
+                  reducer->end_micro_batch();
+                }
+                Tally ballot(world.rank());
+                if (fails) ballot.say(Says::error);
+                return reducer->reduce(ballot);
+              };
+              if (step(world.rank() == bad).first_rank(Says::error) == bad) ++heard;
+              // What follows, in a reducer of its own as in a session, finds the residual as it was.
+              const auto next = make_reducer(way.kind, topology, elements, 8, options);
+              const auto range = next->micro_batches();
+              for (auto m = range.first; m < range.last; ++m) {
+                std::ranges::fill(next->begin_micro_batch(), 1.0F);
+                next->end_micro_batch();
+              }
+              next->reduce(Tally(world.rank()));
+              const ElementRange slice = next->slice();
+              const auto mine = next->sum().subspan(slice.first, slice.size());
+              if (std::ranges::all_of(mine, [](float value) { return value == 8.0F; })) ++right;
+              next->finish();
+            });
+            CHECK(heard == 4);
+            CHECK(right == 4);
           }
-          Tally ballot(world.rank());
-          if (world.rank() == bad) ballot.say(Says::error);
-          if (reducer->reduce(ballot).first_rank(Says::error) == bad) ++heard;
-        });
-        CHECK(heard == 4);
+        }
       }
     }
   }
@@ -264,11 +304,19 @@ TEST_CASE("rounded sums are the same on all nodes, and what one step loses the n
               sums[static_cast<std::size_t>(world.rank())].assign(sum.begin(), sum.end());
             }
             topology.world.barrier("all to have looked at this sum");
-            // A ballot in the shape of a sum, as sessions send one when they close, changes nothing.
-            if (t % 4 == 1) {
-              good = reducer->reduce(Tally(world.rank())).agrees() && good;
-              reducer->finish();
+            // Neither a ballot in the shape of a sum, as sessions send one when they close, nor a step that
+            // is dropped changes anything.
+            const std::vector<float> before(options.residual.begin(), options.residual.end());
+            if (t % 4 == 3) {
+              const auto owned = reducer->micro_batches();
+              for (auto m = owned.first; m < owned.last; ++m) {
+                std::ranges::fill(reducer->begin_micro_batch(), 0.777F);
+                reducer->end_micro_batch();
+              }
             }
+            if (t % 2 == 1) good = reducer->reduce(Tally(world.rank())).agrees() && good;
+            good = good && std::ranges::equal(before, options.residual);
+            topology.world.barrier("all to have looked at the residual");
           }
           for (std::size_t i = slice.first; i < slice.last; ++i) {
             if (i == 5 || i == 4099) continue;

@@ -37,6 +37,7 @@ struct Case {
   UpdateOptions update = {};
   int compute_threads = 1;
   bool batch_norm = false;
+  int torn_on = -1;  ///< the rank whose third step throws between the sum and the update
 };
 
 Sequential model_of(const Case& c) {
@@ -58,6 +59,58 @@ struct Result {
   std::vector<float> buffers = {};
   std::vector<double> losses;
   friend bool operator==(const Result&, const Result&) = default;
+};
+
+/// Hands everything on, and notes which gradients were told to be ready, for each micro-batch.
+class ListeningContext : public StepContext {
+ public:
+  explicit ListeningContext(StepContext& real) : real_(real) {}
+  std::vector<std::vector<std::size_t>> told;
+
+  std::int64_t number() const override { return real_.number(); }
+  State& state() override { return real_.state(); }
+  int rank() const override { return real_.rank(); }
+  int ranks() const override { return real_.ranks(); }
+  const Feeds& feeds() const override { return real_.feeds(); }
+  StepTrace& trace() override { return real_.trace(); }
+  std::span<const float> reduce(std::span<const float> gradients, StepValues& local) override {
+    return real_.reduce(gradients, local);
+  }
+  void contribute_nothing() override { real_.contribute_nothing(); }
+  int contributing_ranks() const override { return real_.contributing_ranks(); }
+  std::int64_t contributing_micro_batches() const override { return real_.contributing_micro_batches(); }
+  MicroBatchRange micro_batches() const override { return real_.micro_batches(); }
+  std::int64_t micro_batches_in_step() const override { return real_.micro_batches_in_step(); }
+  std::span<float> begin_micro_batch() override {
+    told.emplace_back();
+    return real_.begin_micro_batch();
+  }
+  void gradient_ready(std::size_t offset) override {
+    told.back().push_back(offset);
+    real_.gradient_ready(offset);
+  }
+  void end_micro_batch() override { real_.end_micro_batch(); }
+  void say_not_finite() override { real_.say_not_finite(); }
+  void reduce_micro_batches() override { real_.reduce_micro_batches(); }
+  ElementRange slice() const override { return real_.slice(); }
+  ElementRange buffer_slice() const override { return real_.buffer_slice(); }
+  bool shares_parameters() const override { return real_.shares_parameters(); }
+  std::span<const float> sum() const override { return real_.sum(); }
+  void finish() override { real_.finish(); }
+  bool anyone_finished() const override { return real_.anyone_finished(); }
+
+ private:
+  StepContext& real_;
+};
+
+/// Throws when the sum is there, before any update.
+class TornContext final : public ListeningContext {
+ public:
+  using ListeningContext::ListeningContext;
+  void reduce_micro_batches() override {
+    ListeningContext::reduce_micro_batches();
+    throw DataError("torn");
+  }
 };
 
 /// What a rank has after some steps of a session.
@@ -97,7 +150,9 @@ Result trained(const Communicator& world, const Case& c) {
                   session);
   Result result;
   session.train([&](StepContext& step) {
-    const StepValues values = trainer.step(step);
+    TornContext torn(step);
+    const bool tears = world.rank() == c.torn_on && step.number() == 2;
+    const StepValues values = trainer.step(tears ? torn : step);
     result.losses.push_back(*values.find("loss"));
     CHECK(values.find("learning_rate") == schedule.learning_rate(step.number()));
     return values;
@@ -240,51 +295,6 @@ TEST_CASE("running statistics have the same bits, however ranks sit and share") 
   }
 }
 
-namespace {
-
-/// Hands everything on, and notes which gradients were told to be ready, for each micro-batch.
-class ListeningContext final : public StepContext {
- public:
-  explicit ListeningContext(StepContext& real) : real_(real) {}
-  std::vector<std::vector<std::size_t>> told;
-
-  std::int64_t number() const override { return real_.number(); }
-  State& state() override { return real_.state(); }
-  int rank() const override { return real_.rank(); }
-  int ranks() const override { return real_.ranks(); }
-  const Feeds& feeds() const override { return real_.feeds(); }
-  StepTrace& trace() override { return real_.trace(); }
-  std::span<const float> reduce(std::span<const float> gradients, StepValues& local) override {
-    return real_.reduce(gradients, local);
-  }
-  void contribute_nothing() override { real_.contribute_nothing(); }
-  int contributing_ranks() const override { return real_.contributing_ranks(); }
-  std::int64_t contributing_micro_batches() const override { return real_.contributing_micro_batches(); }
-  MicroBatchRange micro_batches() const override { return real_.micro_batches(); }
-  std::int64_t micro_batches_in_step() const override { return real_.micro_batches_in_step(); }
-  std::span<float> begin_micro_batch() override {
-    told.emplace_back();
-    return real_.begin_micro_batch();
-  }
-  void gradient_ready(std::size_t offset) override {
-    told.back().push_back(offset);
-    real_.gradient_ready(offset);
-  }
-  void end_micro_batch() override { real_.end_micro_batch(); }
-  void say_not_finite() override { real_.say_not_finite(); }
-  void reduce_micro_batches() override { real_.reduce_micro_batches(); }
-  ElementRange slice() const override { return real_.slice(); }
-  ElementRange buffer_slice() const override { return real_.buffer_slice(); }
-  bool shares_parameters() const override { return real_.shares_parameters(); }
-  std::span<const float> sum() const override { return real_.sum(); }
-  void finish() override { real_.finish(); }
-
- private:
-  StepContext& real_;
-};
-
-}  // namespace
-
 TEST_CASE("in the last micro-batch each layer's gradient is told to be ready, the last layer's first") {
   Sequential model = test::small_model(9);
   State state;
@@ -379,6 +389,44 @@ TEST_CASE("clipping, weight decay and layerwise rates have the same bits on any 
             SimulatedWorld{ranks, 0, 9}.run(
                 [&](const Communicator& world) { same += trained(world, c) == expected; });
             CHECK(same == ranks);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a rank that fails between the sum and an update with norms leaves nobody waiting") {
+  for (const char* const optimizer : {"momentum", "lamb"}) {
+    for (const int ranks : {2, 3, 4}) {
+      for (const int per_node : {0, 1, 2}) {
+        for (const Sharing sharing : kSharings) {
+          for (int who = 0; who < ranks; ++who) {
+            // The first rank of a node alone knows the node's part of a norm over shards.
+            const bool first_of_shard = sharing == Sharing::slots && per_node > 0 && who % per_node == 0;
+            if (first_of_shard && per_node < ranks) continue;
+            CAPTURE(optimizer);
+            CAPTURE(ranks);
+            CAPTURE(per_node);
+            CAPTURE(sharing);
+            CAPTURE(who);
+            Case c;
+            c.hidden = 700;
+            c.optimizer = optimizer;
+            c.update = {.clip_norm = 0.05};
+            c.shared = sharing != Sharing::none;
+            c.sharded = sharing == Sharing::slots;
+            c.ranks_per_node = per_node;
+            c.torn_on = who;
+            int told = 0;
+            SimulatedWorld{ranks, 0, 9}.run([&](const Communicator& world) {
+              try {
+                trained(world, c);
+              } catch (const DataError& error) {
+                told += std::string_view(error.what()).find("torn") != std::string_view::npos;
+              }
+            });
+            CHECK(told == ranks);
           }
         }
       }

@@ -37,8 +37,8 @@ struct ReducerOptions {
   std::size_t values = kMicroBatchValues;
 
   /// Not empty: gradients travel between nodes as bf16, and what rounding costs is kept here, shared by the
-  /// ranks of a node, and added in the next step. The sum then depends on how ranks sit on nodes. `values`
-  /// are not rounded.
+  /// ranks of a node, and added in the next step. It changes in `finish` or `complete_sum`: not by a sum that
+  /// nobody uses. The sum then depends on how ranks sit on nodes. `values` are not rounded.
   std::span<float> residual = {};
 };
 
@@ -102,6 +102,10 @@ class Reducer {
   /// between nodes, unless optimizers are sharded: then collective over all ranks, and the slices of
   /// `parameters` that other nodes have updated come in.
   virtual void finish() = 0;
+
+  /// A rank of this node has called `finish` for the operation under way already. What ranks of a node
+  /// exchange after the sum and before `finish`, that rank does not take part in. Local.
+  virtual bool anyone_finished() const { return false; }
 
   /// How long this rank waited for others in its last steps; the next ballot carries the newest. Local.
   virtual const WaitHistory& waits() const = 0;

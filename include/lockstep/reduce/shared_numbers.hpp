@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -29,7 +30,11 @@ class SharedNumbers {
 
   /// Returns when all ranks of the node have come: what they wrote, until the exchange after the next.
   /// Collective over the node, or over all ranks where each node knows a part.
-  std::span<const double> exchange();
+  ///
+  /// `anyone_left` (Local) says that a rank of the node will not come any more. Then the numbers are of no
+  /// meaning, and whoever asked learns elsewhere why. The first rank of each node still has to come where
+  /// each node knows a part.
+  std::span<const double> exchange(const std::function<bool()>& anyone_left);
 
  private:
   struct alignas(64) Control {

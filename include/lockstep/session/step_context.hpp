@@ -102,6 +102,11 @@ class StepContext {
   /// of which each rank has updated its slice. Collective over the node; over all ranks where the optimizer
   /// is sharded: what other nodes have updated comes in, and `sum` stays final in `slice` alone.
   virtual void finish() = 0;
+
+  /// After reducing and before `finish`: a rank of this node has ended the step already, since its step
+  /// failed or since all of them may. It takes no part in what the others still exchange, so they must not
+  /// wait for it; where it failed, all ranks hear so with the next ballot. Local.
+  virtual bool anyone_finished() const = 0;
 };
 
 }  // namespace lockstep

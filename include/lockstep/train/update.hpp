@@ -46,9 +46,10 @@ class Update {
     std::size_t tensor;
   };
   std::span<const Part> parts_in(ElementRange range) const;
-  double norm_of(std::span<const float> gradients, std::span<const Part> mine, bool shared);
-  void find_trust_ratios(std::span<const float> gradients, std::span<const Part> mine, bool shared,
-                         StepScalars scalars);
+  std::span<const double> exchange(const StepContext& context);
+  double norm_of(std::span<const float> gradients, std::span<const Part> mine, const StepContext& context);
+  void find_trust_ratios(std::span<const float> gradients, std::span<const Part> mine,
+                         const StepContext& context, StepScalars scalars);
 
   const Optimizer& optimizer_;
   const LayerwiseOptimizer* layerwise_;  ///< the same optimizer, if it is one

@@ -182,6 +182,26 @@ TEST_CASE("one checkpoint every n hours stays for good, also when jobs and the s
   }
 }
 
+TEST_CASE("hours that are lowered or raised between jobs count from the last one kept") {
+  const auto directory = std::make_shared<MemoryDirectory>();
+  double wall = 1.7e9;
+  std::int64_t step = 0;
+  for (const double hours : {1.0, 0.5, 2.0}) {
+    Job job(directory, {.max_to_keep = 1, .keep_checkpoint_every_n_hours = hours});
+    job.clock = FakeClock(Seconds{0}, wall);
+    job.saver();
+    for (int save = 0; save < 4; ++save) {
+      job.clock.advance(Seconds{1800});
+      CHECK(job.save(step += 10).ok());
+    }
+    wall = job.clock.wall_seconds();
+  }
+  std::vector<std::int64_t> kept;
+  for (const auto& found : scan_checkpoints(*directory, "ckpt")) kept.push_back(found.name.step);
+  // 20 by the hour; 40 to 70 by half of one; 110 two hours after 70; the newest.
+  CHECK(kept == std::vector<std::int64_t>{20, 40, 50, 60, 70, 110, 120});
+}
+
 TEST_CASE("the best stay beside the newest as long as they are, also when the state file is lost") {
   const auto directory = std::make_shared<MemoryDirectory>();
   const SaverOptions options{.max_to_keep = 2, .keep_best = KeepBest{"loss", 2, false}};

@@ -23,6 +23,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/base/files.hpp>
 #include <lockstep/base/process.hpp>
+#include <lockstep/scaling/probe.hpp>
 #include <lockstep/scaling/report.hpp>
 #include <lockstep/scaling/study.hpp>
 
@@ -318,6 +319,12 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
     NamedStudy study{std::filesystem::path(folder).lexically_normal().filename().string(),
                      load_samples(*runs)};
     if (study.name.empty()) study.name = std::filesystem::path(folder).parent_path().filename().string();
+    const auto whole = files.open_directory(folder);
+    if (whole->exists("probe.json")) {
+      const auto ranks = probed_ranks(read_text(*whole, "probe.json"));
+      study.network = {median_of(ranks, &ProbedRank::between_latency),
+                       median_of(ranks, &ProbedRank::between_bandwidth)};
+    }
     if (study.samples.empty())
       throw DataError(fmt::format("{} has no samples yet; run the study first", folder));
     studies.push_back(std::move(study));

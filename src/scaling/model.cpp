@@ -1,9 +1,12 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 #include <set>
 #include <utility>
+#include <vector>
 
+#include <Eigen/Dense>
 #include <fmt/format.h>
 
 #include <lockstep/scaling/model.hpp>
@@ -17,18 +20,28 @@ constexpr std::size_t kLeastRankCounts = 3;
 constexpr std::int64_t kMostRanks = 8192;
 constexpr double kGoodShare = 0.8;
 
-using Terms = std::array<std::array<double, 2>, kStepParts.size()>;
+using Coefficients = std::array<double, ScalingModel::kTerms>;
+using Terms = std::array<Coefficients, kStepParts.size()>;
 constexpr auto kCompute = static_cast<std::size_t>(StepPart::compute);
+constexpr auto kReduction = static_cast<std::size_t>(StepPart::reduction);
+
+/// Of the reduction.
+constexpr std::array<std::string_view, ScalingModel::kTerms> kReductionTerms{
+    "latency inside nodes", "bytes inside nodes", "latency between nodes", "bytes between nodes"};
+constexpr std::size_t kLatencyBetween = 2;
+constexpr std::size_t kBytesBetween = 3;
 
 /// What the coefficients of each part are multiplied by.
-Terms terms(std::int64_t ranks, std::int64_t micro_batches) {
+Terms terms(std::int64_t ranks, std::int64_t nodes, std::int64_t micro_batches) {
   const auto n = static_cast<double>(ranks);
+  const auto apart = static_cast<double>(nodes);
+  const auto together = static_cast<double>((ranks + nodes - 1) / nodes);
   const auto most = static_cast<double>((micro_batches + ranks - 1) / ranks);
   const double rounds = std::log2(n);
   const double latest = std::sqrt(2 * std::log(n));
   return {{{1, most},
            {most, ranks > 1 ? most : 0},
-           {rounds, (n - 1) / n},
+           {std::log2(together), (together - 1) / together, std::log2(apart), (apart - 1) / apart},
            {latest, latest * most},
            {1, 1 / n},
            {1, 0},
@@ -39,6 +52,7 @@ Terms terms(std::int64_t ranks, std::int64_t micro_batches) {
 struct Point {
   ScalingMode mode = ScalingMode::strong;
   std::int64_t ranks = 1;
+  std::int64_t nodes = 1;
   std::int64_t global_batch = 1;
   double step_seconds = 0;
   std::array<double, kStepParts.size()> parts{};
@@ -52,6 +66,7 @@ std::vector<Point> points_of(std::span<const ScalingSample> samples) {
     Point& point = points.emplace_back();
     point.mode = key.first;
     point.ranks = key.second;
+    point.nodes = group.front()->nodes;
     point.global_batch = group.front()->global_batch;
     const auto middle = [&group = group](auto value) {
       std::vector<double> values;
@@ -66,68 +81,103 @@ std::vector<Point> points_of(std::span<const ScalingSample> samples) {
   return points;
 }
 
-/// Two coefficients, neither negative, of least squares over rows (x0, x1, y), each divided by its scale.
+/// Coefficients, none negative, of least squares over rows (x, y), each divided by its scale.
 struct Normal {
-  double xx = 0;
-  double xz = 0;
-  double zz = 0;
-  double xy = 0;
-  double zy = 0;
+  using Matrix = Eigen::Matrix<double, ScalingModel::kTerms, ScalingModel::kTerms>;
+  using Vector = Eigen::Vector<double, ScalingModel::kTerms>;
+  Matrix xx = Matrix::Zero();
+  Vector xy = Vector::Zero();
 
-  void add(const std::array<double, 2>& x, double y, double scale) {
-    const double weight = 1 / (scale * scale);
-    xx += weight * x[0] * x[0];
-    xz += weight * x[0] * x[1];
-    zz += weight * x[1] * x[1];
-    xy += weight * x[0] * y;
-    zy += weight * x[1] * y;
+  void add(const Coefficients& terms, double y, double scale) {
+    const Vector x = Eigen::Map<const Vector>(terms.data()) / scale;
+    xx += x * x.transpose();
+    xy += x * (y / scale);
   }
 
-  std::array<double, 2> solution() const {
-    const double determinant = xx * zz - xz * xz;
-    if (determinant > 1e-9 * xx * zz) {
-      const std::array<double, 2> both{(xy * zz - zy * xz) / determinant, (zy * xx - xy * xz) / determinant};
-      if (both[0] >= 0 && both[1] >= 0) return both;
+  /// The best of all choices of terms whose own solution has none below zero; of equal ones, the fewest
+  /// terms.
+  Coefficients solution() const {
+    Coefficients best{};
+    double most = 0;
+    for (int size = 1; size <= static_cast<int>(ScalingModel::kTerms); ++size) {
+      for (unsigned chosen = 1; chosen < (1U << ScalingModel::kTerms); ++chosen) {
+        if (std::popcount(chosen) != size) continue;
+        std::vector<int> of;
+        for (int i = 0; i < static_cast<int>(ScalingModel::kTerms); ++i) {
+          if ((chosen >> i & 1U) != 0) of.push_back(i);
+        }
+        // Terms of very different size: as fractions of themselves.
+        const Eigen::VectorXd scale = xx.diagonal()(of).cwiseSqrt();
+        if ((scale.array() <= 0).any()) continue;
+        const Eigen::MatrixXd a =
+            scale.cwiseInverse().asDiagonal() * xx(of, of) * scale.cwiseInverse().asDiagonal();
+        const Eigen::VectorXd b = xy(of).cwiseQuotient(scale);
+        Eigen::FullPivLU<Eigen::MatrixXd> solver(a);
+        solver.setThreshold(1e-9);
+        if (!solver.isInvertible()) continue;
+        const Eigen::VectorXd c = solver.solve(b);
+        const double gain = c.dot(2 * b - a * c);
+        if ((c.array() < 0).any() || gain <= most * (1 + 1e-12)) continue;
+        most = gain;
+        best.fill(0);
+        for (int i = 0; i < size; ++i) {
+          best[static_cast<std::size_t>(of[static_cast<std::size_t>(i)])] = c[i] / scale[i];
+        }
+      }
     }
-    // At the edge, the better of one term alone.
-    const double first = xx > 0 ? std::max(0.0, xy / xx) : 0;
-    const double second = zz > 0 ? std::max(0.0, zy / zz) : 0;
-    const double gain_first = first * (2 * xy - first * xx);
-    const double gain_second = second * (2 * zy - second * zz);
-    return gain_first >= gain_second ? std::array{first, 0.0} : std::array{0.0, second};
+    return best;
   }
 };
 
-ScalingModel fit(std::span<const Point> points, std::int64_t micro_batch) {
+ScalingModel fit(std::span<const Point> points, std::int64_t micro_batch, double gradient_bytes,
+                 const ScalingNetwork& probed) {
   std::array<Normal, kStepParts.size()> normals{};
   for (const Point& point : points) {
-    const Terms x = terms(point.ranks, point.global_batch / micro_batch);
+    const Terms x = terms(point.ranks, point.nodes, point.global_batch / micro_batch);
     for (std::size_t p = 0; p < normals.size(); ++p) normals[p].add(x[p], point.parts[p], point.step_seconds);
   }
   ScalingModel model{.micro_batch = micro_batch};
   for (std::size_t p = 0; p < normals.size(); ++p) model.coefficients[p] = normals[p].solution();
+  std::int64_t most = 1;
+  bool several = false;
+  for (const Point& point : points) {
+    most = std::max(most, (point.ranks + point.nodes - 1) / point.nodes);
+    several = several || point.nodes > 1;
+  }
+  Coefficients& reduction = model.coefficients[kReduction];
+  if (several) {
+    model.ranks_per_node = most;
+    if (reduction[kBytesBetween] > 0) {
+      model.network = {reduction[kLatencyBetween] / 2, 2 * gradient_bytes / reduction[kBytesBetween]};
+    }
+  } else if (probed.known()) {
+    model.ranks_per_node = most;
+    model.network = probed;
+    reduction[kLatencyBetween] = 2 * probed.latency;
+    reduction[kBytesBetween] = 2 * gradient_bytes / probed.bandwidth;
+  }
   return model;
 }
 
 }  // namespace
 
-std::array<double, kStepParts.size()> ScalingModel::parts(std::int64_t ranks,
+std::array<double, kStepParts.size()> ScalingModel::parts(std::int64_t ranks, std::int64_t nodes,
                                                           std::int64_t global_batch) const {
-  const Terms x = terms(ranks, std::max<std::int64_t>(1, global_batch / micro_batch));
+  const Terms x = terms(ranks, nodes, std::max<std::int64_t>(1, global_batch / micro_batch));
   std::array<double, kStepParts.size()> seconds{};
   for (std::size_t p = 0; p < seconds.size(); ++p) {
-    seconds[p] = coefficients[p][0] * x[p][0] + coefficients[p][1] * x[p][1];
+    for (std::size_t i = 0; i < kTerms; ++i) seconds[p] += coefficients[p][i] * x[p][i];
   }
   return seconds;
 }
 
-double ScalingModel::step_seconds(std::int64_t ranks, std::int64_t global_batch) const {
+double ScalingModel::step_seconds(std::int64_t ranks, std::int64_t nodes, std::int64_t global_batch) const {
   double sum = 0;
-  for (const double part : parts(ranks, global_batch)) sum += part;
+  for (const double part : parts(ranks, nodes, global_batch)) sum += part;
   return sum;
 }
 
-ScalingFit fit_scaling(std::span<const ScalingSample> samples) {
+ScalingFit fit_scaling(std::span<const ScalingSample> samples, const ScalingNetwork& probed) {
   ScalingFit result;
   std::set<std::int64_t> rank_counts;
   std::set<std::int64_t> micro_batches;
@@ -141,7 +191,8 @@ ScalingFit fit_scaling(std::span<const ScalingSample> samples) {
     return result;
   }
   const std::vector<Point> points = points_of(samples);
-  result.model = fit(points, *micro_batches.begin());
+  const double gradient_bytes = samples.front().gradient_bytes;
+  result.model = fit(points, *micro_batches.begin(), gradient_bytes, probed);
   if (rank_counts.size() < kLeastRankCounts) {
     result.refusal = fmt::format(
         "it has {} number{} of ranks, and a law can be checked by leaving one out only with {} or more",
@@ -154,11 +205,11 @@ ScalingFit fit_scaling(std::span<const ScalingSample> samples) {
     for (const Point& point : points) {
       if (point.ranks != ranks) others.push_back(point);
     }
-    const ScalingModel model = fit(others, *micro_batches.begin());
+    const ScalingModel model = fit(others, *micro_batches.begin(), gradient_bytes, probed);
     for (const Point& point : points) {
       if (point.ranks != ranks) continue;
-      result.held_out.push_back(
-          {point.mode, ranks, point.step_seconds, model.step_seconds(ranks, point.global_batch)});
+      result.held_out.push_back({point.mode, ranks, point.step_seconds,
+                                 model.step_seconds(ranks, point.nodes, point.global_batch)});
     }
   }
   for (const ScalingFit::HeldOut& held : result.held_out) {
@@ -184,7 +235,8 @@ std::vector<ScalingPrediction> predict(const ScalingModel& model, ScalingMode mo
   for (std::int64_t ranks = first_ranks; ranks <= kMostRanks; ranks *= 2) {
     ScalingPrediction& p = predictions.emplace_back();
     p.ranks = ranks;
-    const auto parts = model.parts(ranks, batch_at(ranks));
+    p.nodes = model.nodes(ranks);
+    const auto parts = model.parts(ranks, p.nodes, batch_at(ranks));
     p.step_seconds = model.step_seconds(ranks, batch_at(ranks));
     const double growth = static_cast<double>(ranks) / static_cast<double>(base_ranks);
     p.efficiency = base / p.step_seconds / (weak ? 1 : growth);
@@ -194,6 +246,15 @@ std::vector<ScalingPrediction> predict(const ScalingModel& model, ScalingMode mo
     }
     const std::int64_t micro_batches = std::max<std::int64_t>(1, batch_at(ranks) / model.micro_batch);
     p.limit = std::string(kStepParts[largest]);
+    if (largest == kReduction) {
+      const Coefficients x = terms(ranks, p.nodes, 1)[kReduction];
+      const Coefficients& c = model.coefficients[kReduction];
+      std::size_t most = 0;
+      for (std::size_t i = 1; i < x.size(); ++i) {
+        if (c[i] * x[i] > c[most] * x[most]) most = i;
+      }
+      p.limit = fmt::format("reduction: {}", kReductionTerms[most]);
+    }
     if (micro_batches < ranks) {
       p.limit = fmt::format("ranks without a micro-batch, from {} on", micro_batches + 1);
     } else if (parts[kCompute] > kGoodShare * p.step_seconds) {
@@ -203,7 +264,7 @@ std::vector<ScalingPrediction> predict(const ScalingModel& model, ScalingMode mo
     constexpr std::int64_t kMost = std::int64_t{1} << 30;
     for (std::int64_t most = 1; most < kMost; most = most + most / 8 + 1) {
       const std::int64_t batch = most * ranks * model.micro_batch;
-      if (model.parts(ranks, batch)[kCompute] >= kGoodShare * model.step_seconds(ranks, batch)) {
+      if (model.parts(ranks, p.nodes, batch)[kCompute] >= kGoodShare * model.step_seconds(ranks, batch)) {
         p.batch = batch;
         break;
       }

@@ -107,6 +107,26 @@ std::string script(std::string_view name, std::string_view body) {
       name, body);
 }
 
+/// What a law knows of the network, and how large buckets should be for it.
+std::string network_words(const NamedStudy& study, const ScalingModel& model) {
+  if (!model.network.known()) {
+    return model.ranks_per_node == 0
+               ? "All of them as if on one node: run lockstep-scaling probe on two nodes, with the study's "
+                 "folder as --out, and the report reckons with the network between them."
+               : fmt::format("Nodes have {} ranks.", model.ranks_per_node);
+  }
+  // A message takes the latency and its bytes: these are 80 % of it from four times the bytes of a latency
+  // on.
+  const double bucket = 4 * model.network.latency * model.network.bandwidth;
+  return fmt::format(
+      "Nodes have {} ranks; between them {:.1f} us and {:.2f} GB/s, as {}. Buckets of {:.0f} KiB or more use "
+      "80 % of that (--bucket_bytes; without it they are chosen by a measurement at the start).",
+      model.ranks_per_node, model.network.latency * 1e6, model.network.bandwidth * 1e-9,
+      std::ranges::any_of(study.samples, [](const ScalingSample& s) { return s.nodes > 1; }) ? "fitted"
+                                                                                             : "probed",
+      std::ceil(bucket / 1024));
+}
+
 }  // namespace
 
 std::vector<ScalingTable> tabulate(std::span<const ScalingSample> samples) {
@@ -182,7 +202,7 @@ std::string ScalingReport::plot_lines(std::span<const Series> series, std::strin
 
 /// How well a law fits the study, and what it predicts, or why it does not.
 void ScalingReport::add_model(const NamedStudy& study, std::span<const Series> series) {
-  const ScalingFit fit = fit_scaling(study.samples);
+  const ScalingFit fit = fit_scaling(study.samples, study.network);
   if (!fit.held_out.empty()) {
     Printed checks{fmt::format("{}, a law that has not seen these ranks", study.name),
                    fmt::format("Worst error {:.1f} %.", 100 * fit.worst_error),
@@ -205,18 +225,16 @@ void ScalingReport::add_model(const NamedStudy& study, std::span<const Series> s
     const auto smallest = std::ranges::find(study.samples, table.mode, &ScalingSample::mode);
     const std::int64_t batch =
         table.mode == ScalingMode::weak ? smallest->global_batch / smallest->ranks : smallest->global_batch;
-    predictions.text = fmt::format(
-        "From runs of up to {} ranks, by a law that missed held-out ones by at most {:.1f} %. Beyond the "
-        "nodes that "
-        "were measured it knows nothing of the network.",
-        most, 100 * fit.worst_error);
+    predictions.text =
+        fmt::format("From runs of up to {} ranks, by a law that missed held-out ones by at most {:.1f} %. {}",
+                    most, 100 * fit.worst_error, network_words(study, fit.model));
     predictions.rows = {
-        {"ranks", "ms a step", "efficiency in %", "limited by", "80 % compute from a batch of"}};
+        {"ranks", "nodes", "ms a step", "efficiency in %", "limited by", "80 % compute from a batch of"}};
     for (const ScalingPrediction& p :
          predict(fit.model, table.mode, table.rows.front().ranks, 2 * most, batch)) {
-      predictions.rows.push_back({std::to_string(p.ranks), milliseconds(p.step_seconds),
-                                  fmt::format("{:.1f}", 100 * p.efficiency), p.limit,
-                                  p.batch > 0 ? std::to_string(p.batch) : "none"});
+      predictions.rows.push_back({std::to_string(p.ranks), std::to_string(p.nodes),
+                                  milliseconds(p.step_seconds), fmt::format("{:.1f}", 100 * p.efficiency),
+                                  p.limit, p.batch > 0 ? std::to_string(p.batch) : "none"});
     }
     printed_.push_back(std::move(predictions));
   }

@@ -21,9 +21,11 @@ auto as_data(const char* what, Work work) {
 }
 
 void check(const ScalingSample& sample) {
-  if (sample.ranks < 1 || sample.micro_batch < 1 || sample.global_batch < sample.micro_batch) {
-    throw DataError(fmt::format("a run of {} ranks, of batches of {} in micro-batches of {}, is none",
-                                sample.ranks, sample.global_batch, sample.micro_batch));
+  if (sample.ranks < 1 || sample.nodes < 1 || sample.nodes > sample.ranks || sample.micro_batch < 1 ||
+      sample.global_batch < sample.micro_batch) {
+    throw DataError(
+        fmt::format("a run of {} ranks on {} nodes, of batches of {} in micro-batches of {}, is none",
+                    sample.ranks, sample.nodes, sample.global_batch, sample.micro_batch));
   }
 }
 
@@ -47,11 +49,14 @@ ScalingSample sample_of_report(std::string_view text) {
     const json report = json::parse(text);
     ScalingSample sample;
     sample.ranks = report.at("ranks");
+    sample.nodes = report.at("nodes");
     sample.global_batch = report.at("global_batch");
     sample.micro_batch = report.at("micro_batch");
     sample.steps = report.at("global_step");
     sample.digest = report.at("parameters_digest");
     sample.version = report.at("version");
+    const double bytes = report.at("gradient_dtype") == "bf16" ? 2 : sizeof(float);
+    sample.gradient_bytes = bytes * report.at("parameters").get<double>();
     const double speed = report.at("samples_per_second");
     check(sample);
     if (!(speed > 0)) throw DataError("a run has too few steps to be timed; give it at least 2");
@@ -75,10 +80,12 @@ std::string to_json(const ScalingSample& sample) {
   for (std::size_t i = 0; i < kStepParts.size(); ++i) parts[kStepParts[i]] = sample.part_seconds[i];
   return json{{"mode", to_string(sample.mode)},
               {"ranks", sample.ranks},
+              {"nodes", sample.nodes},
               {"repeat", sample.repeat},
               {"global_batch", sample.global_batch},
               {"micro_batch", sample.micro_batch},
               {"steps", sample.steps},
+              {"gradient_bytes", sample.gradient_bytes},
               {"step_seconds", sample.step_seconds},
               {"parts", parts},
               {"digest", sample.digest},
@@ -99,10 +106,12 @@ ScalingSample sample_from_json(std::string_view text) {
     if (mode != "strong" && mode != "weak") throw DataError(fmt::format("a sample has the mode '{}'", mode));
     sample.mode = mode == "weak" ? ScalingMode::weak : ScalingMode::strong;
     sample.ranks = object.at("ranks");
+    sample.nodes = object.at("nodes");
     sample.repeat = object.at("repeat");
     sample.global_batch = object.at("global_batch");
     sample.micro_batch = object.at("micro_batch");
     sample.steps = object.at("steps");
+    sample.gradient_bytes = object.at("gradient_bytes");
     sample.step_seconds = object.at("step_seconds");
     for (std::size_t i = 0; i < kStepParts.size(); ++i) {
       sample.part_seconds[i] = object.at("parts").at(std::string(kStepParts[i]));
@@ -121,12 +130,12 @@ ScalingSample sample_from_json(std::string_view text) {
 }
 
 std::string to_csv(std::span<const ScalingSample> samples) {
-  std::string csv = "mode,ranks,repeat,global_batch,micro_batch,steps,step_seconds";
+  std::string csv = "mode,ranks,nodes,repeat,global_batch,micro_batch,steps,gradient_bytes,step_seconds";
   for (const std::string_view part : kStepParts) csv += fmt::format(",{}_seconds", part);
   csv += ",digest,host,machine,binding,version,date,load\n";
   for (const ScalingSample& s : samples) {
-    csv += fmt::format("{},{},{},{},{},{},{}", to_string(s.mode), s.ranks, s.repeat, s.global_batch,
-                       s.micro_batch, s.steps, s.step_seconds);
+    csv += fmt::format("{},{},{},{},{},{},{},{},{}", to_string(s.mode), s.ranks, s.nodes, s.repeat,
+                       s.global_batch, s.micro_batch, s.steps, s.gradient_bytes, s.step_seconds);
     for (const double part : s.part_seconds) csv += fmt::format(",{}", part);
     csv += fmt::format(",{},{},{},{},{},{},{}\n", s.digest, quoted(s.host), quoted(s.machine),
                        quoted(s.binding), quoted(s.version), s.date, s.load);

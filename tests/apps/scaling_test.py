@@ -20,7 +20,7 @@ if pathlib.Path(__file__).with_name("fails").exists():
     sys.exit(int(pathlib.Path(__file__).with_name("fails").read_text()))
 batch = int(given["global_batch"])
 pathlib.Path(given["report"]).write_text(json.dumps({
-    "ranks": ranks, "global_batch": batch, "micro_batch": 1, "global_step": int(given["last_step"]),
+    "ranks": ranks, "nodes": 1, "parameters": 1000000, "gradient_dtype": "f32", "global_batch": batch, "micro_batch": 1, "global_step": int(given["last_step"]),
     "parameters_digest": given["global_batch"], "version": "fake", "samples_per_second": 1000.0 * ranks,
     "parts": {"steps": 1, "wait_chief": 0.0, "seconds": {"compute": 0.001}}}))
 """
@@ -121,6 +121,13 @@ class Scaling(EndToEnd):
         ended = self.run_fake("--steps", 7)
         self.assertEqual(ended.code, 78, ended)
         self.assertIn("holds a study of something else", ended.err)
+
+    def test_a_damaged_probe_is_refused(self):
+        self.assertEqual(self.run_fake().code, 0)
+        (self.study / "probe.json").write_text("{")
+        ended = self.scaling("report", self.study)
+        self.assertEqual(ended.code, 65, ended)
+        self.assertIn("probe", ended.err)
 
     def test_two_studies_side_by_side(self):
         self.assertEqual(self.run_fake().code, 0)

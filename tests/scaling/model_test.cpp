@@ -79,7 +79,7 @@ TEST_CASE("a prediction says what limits, and the batch that would help") {
   for (std::size_t i = 1; i < strong.size(); ++i) CHECK(strong[i].efficiency < strong[i - 1].efficiency);
   CHECK(strong[0].efficiency == doctest::Approx(true_seconds(1, 64) / true_seconds(16, 64) / 16));
   CHECK(strong[0].limit == "compute");
-  CHECK(strong[2].limit == "reduction");
+  CHECK(strong[2].limit == "reduction: latency inside nodes");
   CHECK(strong[3].limit == "ranks without a micro-batch, from 65 on");
   const auto weak = predict(model, ScalingMode::weak, 1, 16, 256);
   CHECK(weak[0].limit == "compute");
@@ -89,7 +89,7 @@ TEST_CASE("a prediction says what limits, and the batch that would help") {
     REQUIRE(p.batch > 0);
     CHECK(p.batch % (32 * p.ranks) == 0);
     const auto share = [&](std::int64_t batch) {
-      return model.parts(p.ranks, batch)[1] / model.step_seconds(p.ranks, batch);
+      return model.parts(p.ranks, p.nodes, batch)[1] / model.step_seconds(p.ranks, batch);
     };
     CHECK(share(p.batch) >= 0.8);
     if (p.batch > 32 * p.ranks * 2) CHECK(share(p.batch / 2) < 0.8);
@@ -108,6 +108,56 @@ TEST_CASE("a number of ranks that is held out is predicted by a law that has not
     CHECK(held.predicted == fit_scaling(others).model.step_seconds(held.ranks, batch));
     CHECK(held.predicted != fit.model.step_seconds(held.ranks, batch));
   }
+}
+
+TEST_CASE("what it costs to cross a network is fitted where several nodes were measured, else probed") {
+  // 4 MB of gradients between nodes of 4 ranks: 20 us a message, 2 GB/s.
+  constexpr double kBytes = 4e6;
+  const ScalingNetwork network{20e-6, 2e9};
+  const auto between = [&](double nodes) {
+    return 2 * network.latency * std::log2(nodes) + 2 * kBytes / network.bandwidth * (nodes - 1) / nodes;
+  };
+  const auto truth = [&](std::int64_t ranks) {
+    auto parts = law(ranks, 8 * ranks);
+    const double inside = std::min(4.0, static_cast<double>(ranks));
+    const double nodes = std::ceil(static_cast<double>(ranks) / 4);
+    parts[2] = 1e-4 * std::log2(inside) + 5e-4 * (inside - 1) / inside + between(nodes);
+    return parts;
+  };
+  const auto study = [&](std::vector<std::int64_t> rank_counts) {
+    std::vector<ScalingSample> samples;
+    for (const std::int64_t ranks : rank_counts) {
+      ScalingSample s{.mode = ScalingMode::weak, .ranks = ranks, .nodes = (ranks + 3) / 4, .micro_batch = 32};
+      s.global_batch = 256 * ranks;
+      s.gradient_bytes = kBytes;
+      s.part_seconds = truth(ranks);
+      s.step_seconds = 0;
+      for (const double part : s.part_seconds) s.step_seconds += part;
+      samples.push_back(s);
+    }
+    return samples;
+  };
+  const auto seconds = [&](std::int64_t ranks) {
+    double sum = 0;
+    for (const double part : truth(ranks)) sum += part;
+    return sum;
+  };
+  const ScalingFit fitted = fit_scaling(study({1, 2, 3, 4, 8, 16, 32}));
+  CHECK(fitted.model.ranks_per_node == 4);
+  CHECK(fitted.model.network.latency == doctest::Approx(network.latency).epsilon(0.01));
+  CHECK(fitted.model.network.bandwidth == doctest::Approx(network.bandwidth).epsilon(0.01));
+  const ScalingFit probed = fit_scaling(study({1, 2, 3, 4}), network);
+  const ScalingFit blind = fit_scaling(study({1, 2, 3, 4}));
+  CHECK(!blind.model.network.known());
+  for (const std::int64_t ranks : {8, 64, 1024, 8192}) {
+    CAPTURE(ranks);
+    CHECK(fitted.model.step_seconds(ranks, 256 * ranks) == doctest::Approx(seconds(ranks)).epsilon(0.01));
+    CHECK(probed.model.step_seconds(ranks, 256 * ranks) == doctest::Approx(seconds(ranks)).epsilon(0.01));
+    CHECK(blind.model.step_seconds(ranks, 256 * ranks) < 0.95 * seconds(ranks));
+  }
+  const auto predictions = predict(probed.model, ScalingMode::weak, 1, 8, 32);
+  CHECK(predictions.front().nodes == 2);
+  CHECK(predictions.front().limit == "reduction: bytes between nodes");
 }
 
 TEST_CASE("no term of a law is negative, whatever the samples say") {

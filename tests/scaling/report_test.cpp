@@ -115,11 +115,17 @@ TEST_CASE("a report predicts from a law that was checked, and else says why not"
   const std::vector<NamedStudy> studies{{"plain", plain}};
   const std::string md = ScalingReport(studies).markdown();
   CHECK(md.find("Worst error 0.0 %.") != std::string::npos);
-  CHECK(md.find("| 16 | 8.000 | 100.0 | compute | 16 |") != std::string::npos);
-  CHECK(md.find("| 256 | 1.000 | 50.0 | ranks without a micro-batch, from 129 on | 256 |") !=
+  CHECK(md.find("| 16 | 1 | 8.000 | 100.0 | compute | 16 |") != std::string::npos);
+  CHECK(md.find("| 256 | 1 | 1.000 | 50.0 | ranks without a micro-batch, from 129 on | 256 |") !=
         std::string::npos);
   CHECK(md.find("| 8192 |") != std::string::npos);
   CHECK(ScalingReport(studies).latex().find("8192 & ") != std::string::npos);
+  CHECK(md.find("run lockstep-scaling probe on two nodes") != std::string::npos);
+  const std::string probed = ScalingReport({{"plain", plain, {20e-6, 2e9}}}).markdown();
+  CHECK(
+      probed.find("Nodes have 8 ranks; between them 20.0 us and 2.00 GB/s, as probed. Buckets of 157 KiB") !=
+      std::string::npos);
+  CHECK(probed.find("| 16 | 2 | 8.04") != std::string::npos);
   CHECK(ScalingReport(studies).html({}).find("<td>8192</td>") != std::string::npos);
 }
 

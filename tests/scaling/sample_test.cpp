@@ -11,6 +11,9 @@ namespace {
 
 nlohmann::json report() {
   return {{"ranks", 2},
+          {"nodes", 2},
+          {"parameters", 1000},
+          {"gradient_dtype", "f32"},
           {"global_batch", 100},
           {"micro_batch", 50},
           {"global_step", 30},
@@ -37,6 +40,8 @@ nlohmann::json report() {
 TEST_CASE("a report gives a sample whose parts add up to the step") {
   const ScalingSample sample = sample_of_report(report().dump());
   CHECK(sample.ranks == 2);
+  CHECK(sample.nodes == 2);
+  CHECK(sample.gradient_bytes == 4000);
   CHECK(sample.steps == 30);
   CHECK(sample.digest == "abc");
   CHECK(sample.step_seconds == doctest::Approx(0.1));
@@ -75,7 +80,7 @@ TEST_CASE("a sample comes back from its JSON as it was, and from no other") {
   CHECK(to_json(sample_from_json(text)) == text);
   CHECK(sample_from_json(text).mode == ScalingMode::weak);
   CHECK(sample_from_json(text).host == sample.host);
-  for (const char* key : {"mode", "ranks", "step_seconds", "parts", "digest", "load"}) {
+  for (const char* key : {"mode", "ranks", "nodes", "step_seconds", "parts", "digest", "load"}) {
     CAPTURE(key);
     auto broken = nlohmann::json::parse(text);
     broken.erase(key);
@@ -84,7 +89,7 @@ TEST_CASE("a sample comes back from its JSON as it was, and from no other") {
   auto negative = nlohmann::json::parse(text);
   negative["step_seconds"] = -1;
   CHECK_THROWS_AS(sample_from_json(negative.dump()), DataError);
-  for (const char* key : {"ranks", "micro_batch", "global_batch"}) {
+  for (const char* key : {"ranks", "nodes", "micro_batch", "global_batch"}) {
     CAPTURE(key);
     auto none = nlohmann::json::parse(text);
     none[key] = 0;
@@ -93,8 +98,9 @@ TEST_CASE("a sample comes back from its JSON as it was, and from no other") {
 
   const std::string csv = to_csv(std::vector{sample, sample});
   CHECK(std::count(csv.begin(), csv.end(), '\n') == 3);
-  CHECK(csv.starts_with("mode,ranks,repeat,global_batch,micro_batch,steps,step_seconds,data_seconds,"));
-  CHECK(csv.find("\nweak,2,3,100,50,30,0.1,0.002,") != std::string::npos);
+  CHECK(csv.starts_with(
+      "mode,ranks,nodes,repeat,global_batch,micro_batch,steps,gradient_bytes,step_seconds,data_seconds,"));
+  CHECK(csv.find("\nweak,2,2,3,100,50,30,4000,0.1,0.002,") != std::string::npos);
   CHECK(csv.find(",\"node \"\"7\"\"\",\"CPU, 2\",") != std::string::npos);
 }
 

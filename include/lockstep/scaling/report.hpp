@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include <lockstep/scaling/model.hpp>
 #include <lockstep/scaling/sample.hpp>
 #include <lockstep/scaling/statistics.hpp>
 
@@ -38,6 +39,7 @@ std::vector<ScalingTable> tabulate(std::span<const ScalingSample> samples);
 struct NamedStudy {
   std::string name;
   std::vector<ScalingSample> samples;
+  ScalingNetwork network = {};  ///< as it was probed, if it was
 };
 
 /// What there is to say of one study, or of several side by side. Made once, as the intervals take a while.

@@ -25,11 +25,13 @@ inline constexpr std::array<std::string_view, 7> kStepParts{"data",   "compute",
 struct ScalingSample {
   ScalingMode mode = ScalingMode::strong;
   std::int64_t ranks = 1;
+  std::int64_t nodes = 1;
   std::int64_t repeat = 0;
   std::int64_t global_batch = 1;
   std::int64_t micro_batch = 1;
   std::int64_t steps = 0;
-  double step_seconds = 0;  ///< of a step, over the run without its first
+  double gradient_bytes = 0;  ///< of one gradient, as it crosses the network
+  double step_seconds = 0;    ///< of a step, over the run without its first
   std::array<double, kStepParts.size()> part_seconds{};
   std::string digest = {};   ///< of the parameters at the end
   std::string host = {};     ///< of the chief

@@ -148,11 +148,12 @@ void measure(const Case& c, const Kernels& kernels, Clock& clock, double peak) {
   const Arena input_slope = allocator.allocate(elements(c.input));
   const Arena gradients = allocator.allocate(std::max<std::size_t>(state.parameter_elements(), 1));
   const Arena scratch = allocator.allocate(std::max<std::size_t>(layer->scratch_size(c.samples), 1));
+  const Arena room = allocator.allocate(std::max<std::size_t>(layer->room_size(c.samples), 1));
   const Random random(1, Purpose::test, 0);
   random.fill_uniform(input.values());
   random.fill_uniform(slope.values());
   const auto plan = layer->plan(kernels, c.samples);
-  const Pass pass{.kernels = kernels, .samples = c.samples, .plan = plan.get()};
+  const Pass pass{.kernels = kernels, .samples = c.samples, .plan = plan.get(), .room = room.values()};
   const auto of = [](const Arena& arena, std::size_t size) { return arena.values().first(size); };
   const auto in = of(input, elements(c.input));
   const auto out = of(result, elements(output));

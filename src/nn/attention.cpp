@@ -323,12 +323,16 @@ Shape CausalAttention::declare(State&, const std::string&, const Shape& input) {
   return {positions_, width_};
 }
 
-// For each position and head: the logarithm of the sum of exponentials. Then what each head's pass works
-// with: weights and slopes [block, block], a number for each query, and what products in fp32 need.
+// For each position and head: the logarithm of the sum of exponentials.
 std::size_t CausalAttention::scratch_size(std::int64_t samples) const {
+  return static_cast<std::size_t>(samples * heads_ * positions_);
+}
+
+// What each head's pass works with: weights and slopes [block, block], a number for each query, and what
+// products in fp32 need.
+std::size_t CausalAttention::room_size(std::int64_t) const {
   const std::int64_t block = std::min(kBlock, positions_);
-  return static_cast<std::size_t>(samples * heads_ * positions_ + 2 * block * block + block) +
-         Fp32Products::size(head_, block);
+  return static_cast<std::size_t>(2 * block * block + block) + Fp32Products::size(head_, block);
 }
 
 std::unique_ptr<Plan> CausalAttention::plan(const Kernels& kernels, std::int64_t) const {
@@ -348,7 +352,7 @@ void CausalAttention::forward(const Pass& pass, std::span<const float> input, st
   const std::int64_t row = 3 * width_;
   const std::int64_t most = std::min(kBlock, positions_);
   float* log_sums = scratch.data();
-  float* all_weights = log_sums + pass.samples * heads_ * positions_;
+  float* all_weights = pass.room.data();
   float* sums = all_weights + 2 * most * most;
   const auto work = [&](Products& products) {
     for (std::int64_t sample = 0; sample < pass.samples; ++sample) {
@@ -410,7 +414,7 @@ void CausalAttention::backward(const Pass& pass, std::span<const float> input, s
   const std::int64_t row = 3 * width_;
   const std::int64_t most = std::min(kBlock, positions_);
   const float* log_sums = scratch.data();
-  float* all_weights = scratch.data() + pass.samples * heads_ * positions_;
+  float* all_weights = pass.room.data();
   float* all_slopes = all_weights + most * most;
   float* along = all_slopes + most * most;
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_));

@@ -18,7 +18,7 @@ struct Chain::Places final : Plan {
     std::unique_ptr<Plan> plan;
   };
   std::vector<Place> places;
-  std::size_t gradients[2] = {};  // of the activations, in turns
+  std::size_t gradient = 0;  // the largest of an activation: room for two, in turns, and then for the layers
 };
 
 Chain& Chain::add(std::unique_ptr<Layer> layer) {
@@ -63,38 +63,42 @@ void Chain::initialize(const State& state, std::uint64_t seed) const {
 std::unique_ptr<Plan> Chain::plan(const Kernels& kernels, std::int64_t samples) const {
   auto made = std::make_unique<Places>();
   std::size_t used = 0;
-  std::size_t largest = 0;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     Places::Place place;
     place.activation = used;
-    if (i + 1 < parts_.size()) {  // the last layer's output is the chain's
-      const std::size_t size = aligned(elements(parts_[i].output, samples));
-      largest = std::max(largest, size);
-      used += size;
-    }
+    // The last layer's output is the chain's.
+    if (i + 1 < parts_.size()) used += aligned(elements(parts_[i].output, samples));
     place.scratch = used;
     place.scratch_size = parts_[i].layer->scratch_size(samples);
     used += aligned(place.scratch_size);
     place.plan = parts_[i].layer->plan(kernels, samples);
     made->places.push_back(std::move(place));
   }
-  made->gradients[0] = used;
-  made->gradients[1] = used + largest;
+  made->gradient = gradient_size(samples);
   return made;
 }
 
 std::size_t Chain::scratch_size(std::int64_t samples) const {
   std::size_t used = 0;
-  std::size_t largest = 0;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    if (i + 1 < parts_.size()) {
-      const std::size_t size = aligned(elements(parts_[i].output, samples));
-      largest = std::max(largest, size);
-      used += size;
-    }
+    if (i + 1 < parts_.size()) used += aligned(elements(parts_[i].output, samples));
     used += aligned(parts_[i].layer->scratch_size(samples));
   }
-  return used + 2 * largest;
+  return used;
+}
+
+std::size_t Chain::gradient_size(std::int64_t samples) const {
+  std::size_t largest = 0;
+  for (std::size_t i = 0; i + 1 < parts_.size(); ++i) {
+    largest = std::max(largest, aligned(elements(parts_[i].output, samples)));
+  }
+  return largest;
+}
+
+std::size_t Chain::room_size(std::int64_t samples) const {
+  std::size_t largest = 0;
+  for (const Part& part : parts_) largest = std::max(largest, part.layer->room_size(samples));
+  return 2 * gradient_size(samples) + largest;
 }
 
 std::int64_t Chain::flops_per_sample() const {
@@ -118,7 +122,9 @@ void Chain::forward(const Pass& pass, std::span<const float> input, std::span<fl
     std::ranges::copy(input, output.begin());
     return;
   }
-  const auto& places = static_cast<const Places&>(*pass.plan).places;
+  const auto& plan = static_cast<const Places&>(*pass.plan);
+  const auto& places = plan.places;
+  const std::span<float> room = pass.room.subspan(2 * plan.gradient);
   std::span<const float> in = input;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const Places::Place& place = places[i];
@@ -127,6 +133,7 @@ void Chain::forward(const Pass& pass, std::span<const float> input, std::span<fl
                                : scratch.subspan(place.activation, elements(parts_[i].output, pass.samples));
     Pass its = pass;
     its.plan = place.plan.get();
+    its.room = room;
     parts_[i].layer->forward(its, in, out, scratch.subspan(place.scratch, place.scratch_size));
     in = out;
   }
@@ -147,6 +154,7 @@ void Chain::backward(const Pass& pass, std::span<const float> input, std::span<c
     return;
   }
   const auto& plan = static_cast<const Places&>(*pass.plan);
+  const std::span<float> room = pass.room.subspan(2 * plan.gradient);
   const std::size_t last = parts_.size() - 1;
   const std::size_t end = input_gradient.empty() ? first_trained_ : 0;
   const auto activation = [&](std::size_t i) {
@@ -160,13 +168,14 @@ void Chain::backward(const Pass& pass, std::span<const float> input, std::span<c
     if (i > 0) {
       in_gradient = {};  // below the first layer with parameters nobody wants any
       if (i > end) {
-        in_gradient = scratch.subspan(plan.gradients[turn], elements(parts_[i - 1].output, pass.samples));
+        in_gradient = pass.room.subspan(turn * plan.gradient, elements(parts_[i - 1].output, pass.samples));
       }
     }
     const std::span<const float> in = i == 0 ? input : std::span<const float>(activation(i - 1));
     const std::span<const float> out = i == last ? output : std::span<const float>(activation(i));
     Pass its = pass;
     its.plan = place.plan.get();
+    its.room = room;
     parts_[i].layer->backward(its, in, out, out_gradient, in_gradient, gradients,
                               scratch.subspan(place.scratch, place.scratch_size));
     if (parts_[i].has_parameters && on_ready) on_ready(parts_[i].offset);

@@ -53,9 +53,9 @@ void Dense::initialize(const State& state, std::uint64_t seed) const {
   if (options_.bias) std::ranges::fill(bias_.values(), 0.0F);
 }
 
-std::size_t Dense::scratch_size(std::int64_t samples) const {
+std::size_t Dense::room_size(std::int64_t samples) const {
   const std::int64_t rows = rows_ * samples;
-  return static_cast<std::size_t>(inputs_ * std::min(rows, kFewRows));
+  return rows > kFewRows ? 0 : static_cast<std::size_t>(inputs_ * rows);
 }
 
 void Dense::forward(const Pass& pass, std::span<const float> input, std::span<float> output,
@@ -73,7 +73,7 @@ void Dense::forward(const Pass& pass, std::span<const float> input, std::span<fl
 
 void Dense::backward(const Pass& pass, std::span<const float> input, std::span<const float> output,
                      std::span<float> output_gradient, std::span<float> input_gradient,
-                     std::span<float> gradients, std::span<float> scratch) const {
+                     std::span<float> gradients, std::span<float>) const {
   const std::int64_t rows = rows_ * pass.samples;
   if (options_.activation == Activation::relu) relu_backward(output, output_gradient, output_gradient);
   pass.kernels.gemm(Transpose::yes, Transpose::no, inputs_, outputs_, rows, input.data(), inputs_,
@@ -88,8 +88,8 @@ void Dense::backward(const Pass& pass, std::span<const float> input, std::span<c
   // The transposed product, weight * output_gradient^T, and back: libraries have to rearrange a transposed
   // right matrix, which this way is the small one and not the weights. A third faster for 32 samples.
   pass.kernels.gemm(Transpose::no, Transpose::yes, inputs_, rows, outputs_, weight_.values().data(), outputs_,
-                    output_gradient.data(), outputs_, false, scratch.data(), rows);
-  transpose(static_cast<std::size_t>(inputs_), static_cast<std::size_t>(rows), scratch, input_gradient);
+                    output_gradient.data(), outputs_, false, pass.room.data(), rows);
+  transpose(static_cast<std::size_t>(inputs_), static_cast<std::size_t>(rows), pass.room, input_gradient);
 }
 
 }  // namespace lockstep

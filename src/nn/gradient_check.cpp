@@ -72,12 +72,14 @@ GradientReport check_gradients(std::unique_ptr<Layer> layer, const Shape& input,
   std::vector<float> out(samples * static_cast<std::size_t>(element_count(output)));
   const std::vector<float> weights = random_values(out.size(), options.seed, 1);
   std::vector<float> scratch(layer->scratch_size(options.samples));
+  std::vector<float> room(layer->room_size(options.samples));
   const std::unique_ptr<Plan> plan = layer->plan(kernels, options.samples);
   const Pass pass{.kernels = kernels,
                   .samples = options.samples,
                   .training = true,
                   .draw = {.seed = options.seed},
-                  .plan = plan.get()};
+                  .plan = plan.get(),
+                  .room = room};
   const auto objective = [&] {
     layer->forward(pass, in, out, scratch);
     double sum = 0;

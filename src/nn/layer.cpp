@@ -15,6 +15,10 @@ std::size_t Layer::scratch_size(std::int64_t) const {
   return 0;
 }
 
+std::size_t Layer::room_size(std::int64_t) const {
+  return 0;
+}
+
 std::int64_t Layer::flops_per_sample() const {
   return 0;
 }

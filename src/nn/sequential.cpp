@@ -50,11 +50,13 @@ Workspace Sequential::workspace(const Kernels& kernels, std::int64_t micro_batch
   workspace.micro_batch_ = micro_batch;
   const std::size_t output = elements(output_, micro_batch);
   const std::size_t scratch = chain_.scratch_size(micro_batch);
-  workspace.memory_ = PlainAllocator{}.allocate(2 * aligned(output) + aligned(scratch));
+  const std::size_t room = chain_.room_size(micro_batch);
+  workspace.memory_ = PlainAllocator{}.allocate(2 * aligned(output) + aligned(scratch) + room);
   const std::span<float> memory = workspace.memory_.values();
   workspace.output_ = memory.first(output);
   workspace.output_gradient_ = memory.subspan(aligned(output), output);
   workspace.scratch_ = memory.subspan(2 * aligned(output), scratch);
+  workspace.room_ = memory.subspan(2 * aligned(output) + aligned(scratch), room);
   workspace.plan_ = chain_.plan(kernels, micro_batch);
   return workspace;
 }
@@ -92,7 +94,8 @@ void Sequential::forward_backward(Workspace& workspace, std::span<const float> i
                   .draw = training.draw,
                   .statistics = training.statistics,
                   .statistics_share = training.statistics_share,
-                  .plan = workspace.plan_.get()};
+                  .plan = workspace.plan_.get(),
+                  .room = workspace.room_};
   const std::span<const float> outputs = run_forward(pass, workspace, inputs);
   const std::span<float> output_gradient = workspace.output_gradient_.first(outputs.size());
   const Score score = loss_->evaluate(pass.samples, outputs, targets, scale, output_gradient);
@@ -122,7 +125,8 @@ std::span<const float> Sequential::predict(Workspace& workspace, std::span<const
   const Pass pass{.kernels = workspace.kernels(),
                   .samples = check_samples(workspace, inputs),
                   .training = false,
-                  .plan = workspace.plan_.get()};
+                  .plan = workspace.plan_.get(),
+                  .room = workspace.room_};
   return run_forward(pass, workspace, inputs);
 }
 

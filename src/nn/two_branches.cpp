@@ -10,13 +10,13 @@
 
 namespace lockstep {
 
-// Within the scratch: that of both chains, what each puts out and its gradient, and the main chain's input
-// gradient.
+// Within the scratch: that of both chains, and what each puts out. In the room of backward: the gradients of
+// these, the main chain's input gradient, and then the room of the chains.
 struct TwoBranches::Places final : Plan {
   std::unique_ptr<Plan> main, shortcut;
   std::size_t main_scratch = 0, shortcut_scratch = 0;  // sizes
-  std::size_t shortcut_at = 0, main_output = 0, shortcut_output = 0, main_slope = 0, shortcut_slope = 0,
-              gradient = 0;
+  std::size_t shortcut_at = 0, main_output = 0, shortcut_output = 0;
+  std::size_t shortcut_slope = 0, gradient = 0, room = 0;
 };
 
 TwoBranches::TwoBranches(Chain main, Chain shortcut)
@@ -53,16 +53,21 @@ std::unique_ptr<Plan> TwoBranches::plan(const Kernels& kernels, std::int64_t sam
   places->shortcut_at = aligned(places->main_scratch);
   places->main_output = places->shortcut_at + aligned(places->shortcut_scratch);
   places->shortcut_output = places->main_output + aligned(elements(main_output_, samples));
-  places->main_slope = places->shortcut_output + aligned(elements(shortcut_output_, samples));
-  places->shortcut_slope = places->main_slope + aligned(elements(main_output_, samples));
+  places->shortcut_slope = aligned(elements(main_output_, samples));
   places->gradient = places->shortcut_slope + aligned(elements(shortcut_output_, samples));
+  places->room = places->gradient + aligned(elements(input_, samples));
   return places;
 }
 
 std::size_t TwoBranches::scratch_size(std::int64_t samples) const {
   return aligned(main_.scratch_size(samples)) + aligned(shortcut_.scratch_size(samples)) +
-         2 * aligned(elements(main_output_, samples)) + 2 * aligned(elements(shortcut_output_, samples)) +
-         aligned(elements(input_, samples));
+         aligned(elements(main_output_, samples)) + aligned(elements(shortcut_output_, samples));
+}
+
+std::size_t TwoBranches::room_size(std::int64_t samples) const {
+  return aligned(elements(main_output_, samples)) + aligned(elements(shortcut_output_, samples)) +
+         aligned(elements(input_, samples)) +
+         std::max(main_.room_size(samples), shortcut_.room_size(samples));
 }
 
 std::int64_t TwoBranches::flops_per_sample() const {
@@ -75,6 +80,7 @@ void TwoBranches::forward(const Pass& pass, std::span<const float> input, std::s
   const std::span<float> main = scratch.subspan(places.main_output, elements(main_output_, pass.samples));
   Pass its = pass;
   its.plan = places.main.get();
+  its.room = pass.room.subspan(places.room);
   main_.forward(its, input, main, scratch.first(places.main_scratch));
   std::span<const float> other = input;
   if (!shortcut_.empty()) {
@@ -93,11 +99,12 @@ void TwoBranches::backward(const Pass& pass, std::span<const float> input, std::
   const auto& places = static_cast<const Places&>(*pass.plan);
   const std::size_t main_size = elements(main_output_, pass.samples);
   const std::size_t shortcut_size = elements(shortcut_output_, pass.samples);
-  const Slopes slopes = split(
-      output, output_gradient,
-      {scratch.subspan(places.main_slope, main_size), scratch.subspan(places.shortcut_slope, shortcut_size)},
-      !shortcut_.empty());  // layers may overwrite the gradient of their output
+  const Slopes slopes =
+      split(output, output_gradient,
+            {pass.room.first(main_size), pass.room.subspan(places.shortcut_slope, shortcut_size)},
+            !shortcut_.empty());  // layers may overwrite the gradient of their output
   Pass its = pass;
+  its.room = pass.room.subspan(places.room);
   if (!shortcut_.empty()) {
     its.plan = places.shortcut.get();
     shortcut_.backward(its, input, scratch.subspan(places.shortcut_output, shortcut_size), slopes.shortcut,
@@ -107,7 +114,7 @@ void TwoBranches::backward(const Pass& pass, std::span<const float> input, std::
     std::ranges::copy(slopes.shortcut, input_gradient.begin());
   }
   std::span<float> below;
-  if (!input_gradient.empty()) below = scratch.subspan(places.gradient, input.size());
+  if (!input_gradient.empty()) below = pass.room.subspan(places.gradient, input.size());
   its.plan = places.main.get();
   main_.backward(its, input, scratch.subspan(places.main_output, main_size), slopes.main, below, gradients,
                  scratch.first(places.main_scratch));

@@ -36,6 +36,7 @@ class Chain final : public Layer {
   void initialize(const State& state, std::uint64_t seed) const override;
   std::unique_ptr<Plan> plan(const Kernels& kernels, std::int64_t samples) const override;
   std::size_t scratch_size(std::int64_t samples) const override;
+  std::size_t room_size(std::int64_t samples) const override;
   std::int64_t flops_per_sample() const override;
 
   /// Those to train: forward, and backward at twice the cost, less the input gradients that nobody computes
@@ -62,6 +63,8 @@ class Chain final : public Layer {
     std::size_t offset = 0;  // of its first parameter in the arena
   };
   struct Places;  // where activations and scratch lie, and the layers' plans
+
+  std::size_t gradient_size(std::int64_t samples) const;  // of the largest activation between two layers
 
   Shape input_;
   std::vector<Part> parts_;

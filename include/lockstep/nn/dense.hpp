@@ -25,7 +25,7 @@ class Dense final : public Layer {
   std::string describe() const override;
   Shape declare(State& state, const std::string& name, const Shape& input) override;
   void initialize(const State& state, std::uint64_t seed) const override;
-  std::size_t scratch_size(std::int64_t samples) const override;
+  std::size_t room_size(std::int64_t samples) const override;
   std::int64_t flops_per_sample() const override { return 2 * rows_ * inputs_ * outputs_; }
 
   void forward(const Pass& pass, std::span<const float> input, std::span<float> output,

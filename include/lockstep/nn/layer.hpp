@@ -37,6 +37,7 @@ struct Pass {
   std::span<float> statistics = {};  ///< an arena of the buffers' layout; empty: nobody wants them
   float statistics_share = 1;        ///< 1 / micro-batches of the step
   Plan* plan = nullptr;              ///< what `plan` of this layer returned
+  std::span<float> room = {};        ///< `room_size` of this layer, of any content, for this call alone
 };
 
 /// One layer of a model: a function of its input and its parameters, and the derivative of that function.
@@ -78,6 +79,10 @@ class Layer {
 
   /// Floats that one pass over `samples` samples keeps from forward to backward, beside input and output.
   virtual std::size_t scratch_size(std::int64_t samples) const;
+
+  /// Floats that a call of `forward` or `backward` works with and nobody keeps: Pass::room. Layers share
+  /// them, so they stay in the caches and cost memory once.
+  virtual std::size_t room_size(std::int64_t samples) const;
 
   /// Multiplications and additions of one forward pass for one sample.
   virtual std::int64_t flops_per_sample() const;

@@ -19,7 +19,8 @@
 
 namespace lockstep {
 
-/// Memory for one pass of one model over one micro-batch: activations, their gradients, the layers' scratch.
+/// Memory for one pass of one model over one micro-batch: activations, the layers' scratch, and the room that
+/// the layers share.
 /// Each thread needs its own. Refers to the kernels, which must outlive it.
 class Workspace {
  public:
@@ -36,6 +37,7 @@ class Workspace {
   std::span<float> output_;
   std::span<float> output_gradient_;
   std::span<float> scratch_;
+  std::span<float> room_;
 };
 
 /// What a training pass is told beside the samples.

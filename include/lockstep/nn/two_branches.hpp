@@ -15,6 +15,7 @@ class TwoBranches : public Layer {
   void initialize(const State& state, std::uint64_t seed) const override;
   std::unique_ptr<Plan> plan(const Kernels& kernels, std::int64_t samples) const override;
   std::size_t scratch_size(std::int64_t samples) const override;
+  std::size_t room_size(std::int64_t samples) const override;
   std::int64_t flops_per_sample() const override;
   void forward(const Pass& pass, std::span<const float> input, std::span<float> output,
                std::span<float> scratch) const override;

@@ -8,135 +8,141 @@
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/nn/attention.hpp>
-#include <lockstep/nn/elementwise.hpp>
 
+#include "approximations.hpp"
 #include "bf16_tiles.hpp"
 #include "small_product.hpp"
+#include "vectors.hpp"
 
 namespace lockstep {
 namespace {
 
-constexpr std::int64_t kBlock = 128;  // positions of queries and of keys that are worked on at once
-constexpr std::int64_t kRows = 8;     // of a block that are taken together: they see nearly the same keys
-constexpr std::size_t kVector = 16;
+// Queries are worked on in groups, side by side: weights are [keys, kLanes], so what a query takes from all
+// its keys (largest, sum) runs along vectors, not across them.
+constexpr std::int64_t kLanes = 32;
+static_assert(kLanes == bf16::kColumns && kLanes == 2 * kVectorLanes);
 
-/// to [columns, block] = factor times from [rows, columns], transposed.
-void turn(std::int64_t rows, std::int64_t columns, const float* __restrict from, std::int64_t row,
-          float factor, std::int64_t block, float* __restrict to) {
-  constexpr std::int64_t kTile = 16;
-  for (std::int64_t i = 0; i < rows; i += kTile) {
-    for (std::int64_t j = 0; j < columns; j += kTile) {
-      if (i + kTile > rows || j + kTile > columns) {
-        for (std::int64_t x = i; x < std::min(i + kTile, rows); ++x) {
-          for (std::int64_t y = j; y < std::min(j + kTile, columns); ++y) {
-            to[y * block + x] = factor * from[x * row + y];
-          }
-        }
-        continue;
-      }
-      float tile[kTile][kTile];
-      for (std::int64_t x = 0; x < kTile; ++x) {
-        for (std::int64_t y = 0; y < kTile; ++y) tile[y][x] = from[(i + x) * row + j + y];
-      }
-      for (std::int64_t y = 0; y < kTile; ++y) {
-        for (std::int64_t x = 0; x < kTile; ++x) to[(j + y) * block + i + x] = factor * tile[y][x];
-      }
-    }
-  }
-}
-
-/// The products of one head for a block of queries and one of keys. Rows of queries, keys and values lie
-/// `row` apart, those of outputs `width`; weights and slopes are [queries, block].
+/// The products of one head. Rows of queries, keys and values lie `row` apart, those of outputs `width`.
 class Products {
  public:
-  Products(std::int64_t head, std::int64_t block, std::int64_t row, std::int64_t width)
-      : head_(head),
-        block_(block),
-        row_(row),
-        width_(width),
-        scale_(1.0F / std::sqrt(static_cast<float>(head))) {}
+  Products(std::int64_t head, std::int64_t row, std::int64_t width) : head_(head), row_(row), width_(width) {}
   virtual ~Products() = default;
 
-  /// The block of keys and values that all others speak of.
-  virtual void see(std::int64_t columns, const float* keys, const float* values, bool backward) = 0;
+  /// The keys and values that all others speak of.
+  virtual void see(std::int64_t positions, const float* keys, const float* values, bool backward) = 0;
 
-  /// For `count` queries and the first `wide` keys: weights = queries times keys, times the scale.
-  virtual void scores(std::int64_t count, std::int64_t wide, const float* queries, float* weights) = 0;
+  /// Up to kLanes queries, likewise, and the gradients of their outputs or null.
+  virtual void take(std::int64_t count, const float* queries, const float* output_gradient) = 0;
 
-  /// output = weights times the first `seen` values, plus what is there if `add`.
-  virtual void mix(std::int64_t count, std::int64_t seen, const float* weights, bool add, float* output) = 0;
+  /// scores [seen, kLanes] = the first `seen` keys times queries. Lanes without a query get any value.
+  virtual void scores(std::int64_t seen, float* scores) = 0;
 
-  /// slopes = output gradients times values.
-  virtual void slopes(std::int64_t count, std::int64_t wide, const float* output_gradient, float* slopes) = 0;
+  /// slopes [seen, kLanes] = values times output gradients.
+  virtual void slopes(std::int64_t seen, float* slopes) = 0;
 
-  /// query gradients = slopes times the first `seen` keys, plus what is there if `add`.
-  virtual void query_gradients(std::int64_t count, std::int64_t seen, const float* slopes, bool add,
-                               float* query_gradient) = 0;
+  /// output [queries, head] = weights, transposed, times values.
+  virtual void mix(std::int64_t seen, const float* weights, float* output) = 0;
 
-  /// gradients [columns, row] = weights, transposed, times factors [rows, ...], whose rows lie `distance`
-  /// apart, plus what is there if `add`. With `causal`, query i sees keys 0 to i alone.
-  virtual void turned(std::int64_t rows, std::int64_t columns, bool causal, const float* weights,
-                      const float* factors, std::int64_t distance, bool add, float* gradients) = 0;
+  /// query gradients = slopes, transposed, times keys.
+  virtual void query_gradient(std::int64_t seen, const float* slopes, float* gradient) = 0;
+
+  /// For keys [begin, end): value gradients = weights times output gradients, plus what is there if `add`.
+  virtual void value_gradient(std::int64_t begin, std::int64_t end, const float* weights, bool add,
+                              float* gradient) = 0;
+
+  /// Likewise key gradients = slopes times queries.
+  virtual void key_gradient(std::int64_t begin, std::int64_t end, const float* slopes, bool add,
+                            float* gradient) = 0;
 
  protected:
-  std::int64_t head_, block_, row_, width_;
-  float scale_;
+  std::int64_t head_, row_, width_;
+  std::int64_t count_ = 0;
 };
 
 class Fp32Products final : public Products {
  public:
-  static std::size_t size(std::int64_t head, std::int64_t block) {
-    return static_cast<std::size_t>(2 * head * block);
-  }
+  static std::size_t size(std::int64_t head) { return static_cast<std::size_t>(2 * head * kLanes); }
 
-  Fp32Products(std::int64_t head, std::int64_t block, std::int64_t row, std::int64_t width, float* memory)
-      : Products(head, block, row, width), turned_keys_(memory), turned_values_(memory + head * block) {}
+  Fp32Products(std::int64_t head, std::int64_t row, std::int64_t width, float* memory)
+      : Products(head, row, width), turned_queries_(memory), turned_slopes_(memory + head * kLanes) {}
 
-  void see(std::int64_t columns, const float* keys, const float* values, bool backward) override {
+  void see(std::int64_t, const float* keys, const float* values, bool) override {
     keys_ = keys;
     values_ = values;
-    turn(columns, head_, keys, row_, scale_, block_, turned_keys_);
-    if (backward) turn(columns, head_, values, row_, 1, block_, turned_values_);
   }
 
-  void scores(std::int64_t count, std::int64_t wide, const float* queries, float* weights) override {
-    small_product(count, wide, head_, {queries, row_, 1}, turned_keys_, block_, false, weights, block_);
+  void take(std::int64_t count, const float* queries, const float* output_gradient) override {
+    count_ = count;
+    queries_ = queries;
+    output_gradient_ = output_gradient;
+    turn(queries, row_, turned_queries_);
+    if (output_gradient != nullptr) turn(output_gradient, width_, turned_slopes_);
   }
 
-  void mix(std::int64_t count, std::int64_t seen, const float* weights, bool add, float* output) override {
-    small_product(count, head_, seen, {weights, block_, 1}, values_, row_, add, output, width_);
+  void scores(std::int64_t seen, float* scores) override {
+    small_product(seen, kLanes, head_, {keys_, row_, 1}, turned_queries_, kLanes, false, scores, kLanes);
   }
 
-  void slopes(std::int64_t count, std::int64_t wide, const float* output_gradient, float* slopes) override {
-    small_product(count, wide, head_, {output_gradient, width_, 1}, turned_values_, block_, false, slopes,
-                  block_);
+  void slopes(std::int64_t seen, float* slopes) override {
+    small_product(seen, kLanes, head_, {values_, row_, 1}, turned_slopes_, kLanes, false, slopes, kLanes);
   }
 
-  void query_gradients(std::int64_t count, std::int64_t seen, const float* slopes, bool add,
-                       float* query_gradient) override {
-    small_product(count, head_, seen, {slopes, block_, 1}, keys_, row_, add, query_gradient, row_);
+  void mix(std::int64_t seen, const float* weights, float* output) override {
+    small_product(count_, head_, seen, {weights, 1, kLanes}, values_, row_, false, output, width_);
   }
 
-  void turned(std::int64_t rows, std::int64_t columns, bool causal, const float* weights,
-              const float* factors, std::int64_t distance, bool add, float* gradients) override {
-    for (std::int64_t c = 0; c < columns; c += kRows) {
-      const std::int64_t from = causal ? c : 0;
-      small_product(std::min(kRows, columns - c), head_, rows - from,
-                    {weights + from * block_ + c, 1, block_}, factors + from * distance, distance, add,
-                    gradients + c * row_, row_);
-    }
+  void query_gradient(std::int64_t seen, const float* slopes, float* gradient) override {
+    small_product(count_, head_, seen, {slopes, 1, kLanes}, keys_, row_, false, gradient, row_);
+  }
+
+  void value_gradient(std::int64_t begin, std::int64_t end, const float* weights, bool add,
+                      float* gradient) override {
+    small_product(end - begin, head_, count_, {weights + begin * kLanes, kLanes, 1}, output_gradient_, width_,
+                  add, gradient + begin * row_, row_);
+  }
+
+  void key_gradient(std::int64_t begin, std::int64_t end, const float* slopes, bool add,
+                    float* gradient) override {
+    small_product(end - begin, head_, count_, {slopes + begin * kLanes, kLanes, 1}, queries_, row_, add,
+                  gradient + begin * row_, row_);
   }
 
  private:
-  float* turned_keys_;    // [head, block], times the scale
-  float* turned_values_;  // [head, block]
+  /// to [head, kLanes] = from [count, head], transposed, and zeros.
+  void turn(const float* __restrict from, std::int64_t distance, float* __restrict to) const {
+    constexpr std::int64_t kTile = 16;
+    for (std::int64_t j = 0; j < head_; j += kTile) {
+      for (std::int64_t i = 0; i < kLanes; i += kTile) {
+        if (i + kTile > count_ || j + kTile > head_) {
+          for (std::int64_t y = j; y < std::min(j + kTile, head_); ++y) {
+            for (std::int64_t x = i; x < i + kTile; ++x) {
+              to[y * kLanes + x] = x < count_ ? from[x * distance + y] : 0.0F;
+            }
+          }
+          continue;
+        }
+        float tile[kTile][kTile];
+        for (std::int64_t x = 0; x < kTile; ++x) {
+          for (std::int64_t y = 0; y < kTile; ++y) tile[y][x] = from[(i + x) * distance + j + y];
+        }
+        for (std::int64_t y = 0; y < kTile; ++y) {
+          for (std::int64_t x = 0; x < kTile; ++x) to[(j + y) * kLanes + i + x] = tile[y][x];
+        }
+      }
+    }
+  }
+
+  float* turned_queries_;  // [head, kLanes]
+  float* turned_slopes_;   // likewise, of output gradients
   const float* keys_ = nullptr;
   const float* values_ = nullptr;
+  const float* queries_ = nullptr;
+  const float* output_gradient_ = nullptr;
 };
 
 /// Memory of packed operands.
 struct alignas(64) Line {
-  std::uint32_t pairs[kVector];
+  std::uint32_t pairs[16];
 };
 
 struct AttentionPlan final : Plan {
@@ -146,66 +152,65 @@ struct AttentionPlan final : Plan {
 class Bf16Products final : public Products {
  public:
   /// Lines.
-  static std::size_t size(std::int64_t head, std::int64_t block) {
-    const std::int64_t pairs = 2 * panels_size(head, block) + 2 * panels_size(block, head) +
-                               kRows * bf16::kRowDistance + pairs_of(block) * bf16::kPairDistance;
-    return static_cast<std::size_t>(pairs) / kVector;
+  static std::size_t size(std::int64_t head, std::int64_t positions) {
+    const std::int64_t pairs = 2 * panels_size(head, positions) + panels_size(positions, head) +
+                               2 * panels_size(head, kLanes) + 2 * panels_size(kLanes, head) +
+                               panels_size(positions, kLanes) + bf16::kRows * bf16::kRowDistance;
+    return static_cast<std::size_t>(pairs) / 16;
   }
 
-  Bf16Products(std::int64_t head, std::int64_t block, std::int64_t row, std::int64_t width, Line* memory)
-      : Products(head, block, row, width),
+  Bf16Products(std::int64_t head, std::int64_t positions, std::int64_t row, std::int64_t width, Line* memory)
+      : Products(head, row, width),
+        positions_(positions),
         turned_keys_(memory->pairs),
-        turned_values_(turned_keys_ + panels_size(head, block)),
-        by_position_(turned_values_ + panels_size(head, block)),
-        factors_(by_position_ + panels_size(block, head)),
-        rows_(factors_ + panels_size(block, head)),
-        turned_weights_(rows_ + kRows * bf16::kRowDistance) {}
+        turned_values_(turned_keys_ + panels_size(head, positions)),
+        by_position_(turned_values_ + panels_size(head, positions)),
+        turned_queries_(by_position_ + panels_size(positions, head)),
+        turned_slopes_(turned_queries_ + panels_size(head, kLanes)),
+        queries_(turned_slopes_ + panels_size(head, kLanes)),
+        slopes_(queries_ + panels_size(kLanes, head)),
+        weights_(slopes_ + panels_size(kLanes, head)),
+        rows_(weights_ + panels_size(positions, kLanes)) {}
 
-  void see(std::int64_t columns, const float* keys, const float* values, bool backward) override {
-    pack_turned(columns, keys, turned_keys_);
-    pack(columns, backward ? keys : values, row_, by_position_);
-    if (backward) pack_turned(columns, values, turned_values_);
+  void see(std::int64_t, const float* keys, const float* values, bool backward) override {
+    pack_turned(positions_, keys, row_, turned_keys_);
+    pack(positions_, backward ? keys : values, row_, pairs_of(positions_), by_position_);
+    if (backward) pack_turned(positions_, values, row_, turned_values_);
   }
 
-  void scores(std::int64_t count, std::int64_t wide, const float* queries, float* weights) override {
-    bf16::pack_rows(count, head_, queries, row_, rows_);
-    multiply(bf16::Order::rows, count, wide, pairs_of(head_), rows_, turned_keys_, pairs_of(head_), false,
-             weights, block_);
-    for (std::int64_t i = 0; i < count; ++i) {
-      for (std::int64_t j = 0; j < wide; ++j) weights[i * block_ + j] *= scale_;
-    }
+  void take(std::int64_t count, const float* queries, const float* output_gradient) override {
+    count_ = count;
+    pack_turned(count, queries, row_, turned_queries_);
+    if (output_gradient == nullptr) return;
+    pack_turned(count, output_gradient, width_, turned_slopes_);
+    pack(count, queries, row_, pairs_of(kLanes), queries_);
+    pack(count, output_gradient, width_, pairs_of(kLanes), slopes_);
   }
 
-  void mix(std::int64_t count, std::int64_t seen, const float* weights, bool add, float* output) override {
-    bf16::pack_rows(count, seen, weights, block_, rows_);
-    multiply(bf16::Order::rows, count, head_, pairs_of(seen), rows_, by_position_, pairs_of(block_), add,
-             output, width_);
+  void scores(std::int64_t seen, float* scores) override {
+    across(seen, turned_keys_, turned_queries_, scores);
   }
 
-  void slopes(std::int64_t count, std::int64_t wide, const float* output_gradient, float* slopes) override {
-    bf16::pack_rows(count, head_, output_gradient, width_, rows_);
-    multiply(bf16::Order::rows, count, wide, pairs_of(head_), rows_, turned_values_, pairs_of(head_), false,
-             slopes, block_);
+  void slopes(std::int64_t seen, float* slopes) override {
+    across(seen, turned_values_, turned_slopes_, slopes);
   }
 
-  void query_gradients(std::int64_t count, std::int64_t seen, const float* slopes, bool add,
-                       float* query_gradient) override {
-    bf16::pack_rows(count, seen, slopes, block_, rows_);
-    multiply(bf16::Order::rows, count, head_, pairs_of(seen), rows_, by_position_, pairs_of(block_), add,
-             query_gradient, row_);
+  void mix(std::int64_t seen, const float* weights, float* output) override {
+    along(seen, weights, output, width_);
   }
 
-  void turned(std::int64_t rows, std::int64_t columns, bool causal, const float* weights,
-              const float* factors, std::int64_t distance, bool add, float* gradients) override {
-    static_assert(kRows % 2 == 0, "pairs of queries are not divided");
-    pack(rows, factors, distance, factors_);
-    bf16::pack_pairs(rows, columns, weights, block_, bf16::kPairDistance, turned_weights_);
-    for (std::int64_t c = 0; c < columns; c += kRows) {
-      const std::int64_t from = causal ? c / 2 : 0;
-      multiply(bf16::Order::pairs, std::min(kRows, columns - c), head_, pairs_of(rows) - from,
-               turned_weights_ + from * bf16::kPairDistance + c, factors_ + from * bf16::kColumns,
-               pairs_of(block_), add, gradients + c * row_, row_);
-    }
+  void query_gradient(std::int64_t seen, const float* slopes, float* gradient) override {
+    along(seen, slopes, gradient, row_);
+  }
+
+  void value_gradient(std::int64_t begin, std::int64_t end, const float* weights, bool add,
+                      float* gradient) override {
+    to_positions(begin, end, weights, slopes_, add, gradient);
+  }
+
+  void key_gradient(std::int64_t begin, std::int64_t end, const float* slopes, bool add,
+                    float* gradient) override {
+    to_positions(begin, end, slopes, queries_, add, gradient);
   }
 
  private:
@@ -213,91 +218,159 @@ class Bf16Products final : public Products {
 
   /// Of panels of so many terms and columns.
   static std::int64_t panels_size(std::int64_t terms, std::int64_t columns) {
-    return (columns + bf16::kColumns - 1) / bf16::kColumns * bf16::kColumns * pairs_of(terms);
+    return (columns + kLanes - 1) / kLanes * kLanes * pairs_of(terms);
   }
 
-  /// Panels of [terms, head], whose rows lie `distance` apart.
-  void pack(std::int64_t terms, const float* values, std::int64_t distance, std::uint32_t* panels) const {
-    for (std::int64_t j = 0; j < head_; j += bf16::kColumns) {
-      bf16::pack_pairs(terms, std::min(bf16::kColumns, head_ - j), values + j, distance, bf16::kColumns,
-                       panels + j * pairs_of(block_));
+  /// Panels of [terms, head], whose rows lie `distance` apart, with room for `pairs` of terms each.
+  void pack(std::int64_t terms, const float* values, std::int64_t distance, std::int64_t pairs,
+            std::uint32_t* panels) const {
+    for (std::int64_t j = 0; j < head_; j += kLanes) {
+      bf16::pack_pairs(terms, std::min(kLanes, head_ - j), values + j, distance, kLanes, panels + j * pairs);
     }
   }
 
-  /// Panels of keys or values [columns, head], transposed.
-  void pack_turned(std::int64_t columns, const float* values, std::uint32_t* panels) const {
-    for (std::int64_t j = 0; j < columns; j += bf16::kColumns) {
-      bf16::pack_pairs_transposed(head_, std::min(bf16::kColumns, columns - j), values + j * row_, row_,
+  /// Panels of [columns, head], transposed.
+  void pack_turned(std::int64_t columns, const float* values, std::int64_t distance,
+                   std::uint32_t* panels) const {
+    for (std::int64_t j = 0; j < columns; j += kLanes) {
+      bf16::pack_pairs_transposed(head_, std::min(kLanes, columns - j), values + j * distance, distance,
                                   panels + j * pairs_of(head_));
     }
   }
 
-  /// C = A times panels that hold `panel_pairs` pairs each.
-  static void multiply(bf16::Order order, std::int64_t rows, std::int64_t columns, std::int64_t pairs,
-                       const std::uint32_t* a, const std::uint32_t* panels, std::int64_t panel_pairs,
-                       bool add, float* c, std::int64_t ldc) {
-    for (std::int64_t j = 0; j < columns; j += bf16::kColumns) {
-      bf16::tile(order, rows, std::min(bf16::kColumns, columns - j), pairs, a, panels + j * panel_pairs, add,
-                 c + j, ldc);
+  /// work(begin, count) for pieces of rows [begin, end) that make a tile.
+  template <class Work>
+  static void for_tiles(std::int64_t begin, std::int64_t end, Work&& work) {
+    const std::int64_t rows = end - begin;
+    const std::int64_t tiles = (rows + bf16::kRows - 1) / bf16::kRows;
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const std::int64_t first = rows * t / tiles;
+      work(begin + first, rows * (t + 1) / tiles - first);
     }
   }
 
-  std::uint32_t* turned_keys_;     // panels of [head, block]
+  /// to [seen, kLanes] = positions (panels) times a panel of the queries' group.
+  void across(std::int64_t seen, const std::uint32_t* positions, const std::uint32_t* group,
+              float* to) const {
+    const std::int64_t pairs = pairs_of(head_);
+    for (std::int64_t p = 0; p < seen; p += kLanes) {
+      for_tiles(0, std::min(kLanes, seen - p), [&](std::int64_t begin, std::int64_t rows) {
+        bf16::tile(bf16::Order::panel, rows, count_, pairs, positions + p * pairs + begin, group, false,
+                   to + (p + begin) * kLanes, kLanes);
+      });
+    }
+  }
+
+  /// to [queries, head] = weights [seen, kLanes], transposed, times what is packed by position.
+  void along(std::int64_t seen, const float* weights, float* to, std::int64_t distance) {
+    bf16::pack_pairs(seen, kLanes, weights, kLanes, kLanes, weights_);
+    for_tiles(0, count_, [&](std::int64_t begin, std::int64_t rows) {
+      for (std::int64_t j = 0; j < head_; j += kLanes) {
+        bf16::tile(bf16::Order::panel, rows, std::min(kLanes, head_ - j), pairs_of(seen), weights_ + begin,
+                   by_position_ + j * pairs_of(positions_), false, to + begin * distance + j, distance);
+      }
+    });
+  }
+
+  /// gradients of positions [begin, end) = weights times factors of the queries' group.
+  void to_positions(std::int64_t begin, std::int64_t end, const float* weights, const std::uint32_t* factors,
+                    bool add, float* gradient) {
+    for_tiles(begin, end, [&](std::int64_t first, std::int64_t rows) {
+      bf16::pack_rows(rows, count_, weights + first * kLanes, kLanes, rows_);
+      for (std::int64_t j = 0; j < head_; j += kLanes) {
+        bf16::tile(bf16::Order::rows, rows, std::min(kLanes, head_ - j), pairs_of(count_), rows_,
+                   factors + j * pairs_of(kLanes), add, gradient + first * row_ + j, row_);
+      }
+    });
+  }
+
+  std::int64_t positions_;
+  std::uint32_t* turned_keys_;     // panels of [head, positions]
   std::uint32_t* turned_values_;   // likewise
-  std::uint32_t* by_position_;     // panels of [block, head]: values, or keys in backward
-  std::uint32_t* factors_;         // likewise
-  std::uint32_t* rows_;            // of queries, weights or their gradients
-  std::uint32_t* turned_weights_;  // pairs of queries
+  std::uint32_t* by_position_;     // panels of [positions, head]: values, or keys in backward
+  std::uint32_t* turned_queries_;  // a panel of [head, kLanes]
+  std::uint32_t* turned_slopes_;   // likewise, of output gradients
+  std::uint32_t* queries_;         // panels of [kLanes, head]
+  std::uint32_t* slopes_;          // likewise, of output gradients
+  std::uint32_t* weights_;         // a panel of [positions, kLanes]
+  std::uint32_t* rows_;            // of weights
 };
 
-/// Calls work(products) with those of the pass's precision.
-template <class Work>
-void with_products(const Pass& pass, std::int64_t head, std::int64_t block, std::int64_t row,
-                   std::int64_t width, float* memory, Work&& work) {
-  if (pass.plan != nullptr) {
-    Bf16Products products(head, block, row, width, static_cast<AttentionPlan&>(*pass.plan).memory.data());
-    work(products);
-  } else {
-    Fp32Products products(head, block, row, width, memory);
-    work(products);
-  }
+/// What a group of queries has: a number each.
+struct Group {
+  Vector half[2] = {};
+};
+
+std::int64_t groups_of(std::int64_t positions) {
+  return (positions + kLanes - 1) / kLanes;
 }
 
-/// Of `columns` keys from `k` on, how many the query at `position` sees.
-std::int64_t seen_by(std::int64_t position, std::int64_t k, std::int64_t columns) {
-  return std::min(columns, position - k + 1);
-}
-
-/// The same for all queries up to `position`, in whole vectors if there are.
-std::int64_t vectors_seen_by(std::int64_t position, std::int64_t k, std::int64_t columns) {
-  constexpr auto kWhole = static_cast<std::int64_t>(kVector);
-  return std::min(columns, (seen_by(position, k, columns) + kWhole - 1) / kWhole * kWhole);
-}
-
-/// The largest of a whole number of vectors, or of few values; one of them where some are NaN.
-float largest_of(std::span<const float> values) {
-  const float* x = values.data();
-  const std::size_t count = values.size();
-  if (count % kVector != 0) return *std::ranges::max_element(values);
-  float lanes[kVector];
-  for (std::size_t lane = 0; lane < kVector; ++lane) lanes[lane] = x[lane];
-  for (std::size_t i = kVector; i < count; i += kVector) {
-    for (std::size_t lane = 0; lane < kVector; ++lane) {
-      lanes[lane] = lanes[lane] > x[i + lane] ? lanes[lane] : x[i + lane];
+/// Query i of the group does not see keys behind first + i: their scores become minus infinity.
+void mask(std::int64_t first, std::int64_t seen, float* scores) {
+  for (std::int64_t j = first; j < seen; ++j) {
+    float* of_key = scores + j * kLanes;
+    for (std::int64_t i = 0; i < kLanes; ++i) {
+      of_key[i] = i < j - first ? -std::numeric_limits<float>::infinity() : of_key[i];
     }
   }
-  for (std::size_t half = kVector / 2; half > 0; half /= 2) {
-    for (std::size_t lane = 0; lane < half; ++lane) {
-      lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
-    }
-  }
-  return lanes[0];
 }
 
-/// Sets what lies behind the first `seen` of a row to minus infinity, whose exponential is 0: loops over all
-/// of it have no ragged end.
-void mask(std::span<float> row, std::int64_t seen) {
-  std::ranges::fill(row.subspan(static_cast<std::size_t>(seen)), -std::numeric_limits<float>::infinity());
+/// The largest of each query's; of a NaN and another, any.
+Group largest_of(std::int64_t seen, const float* scores) {
+  Group top{load<Vector>(scores), load<Vector>(scores + kVectorLanes)};
+  for (std::int64_t j = 1; j < seen; ++j) {
+    for (std::int64_t h = 0; h < 2; ++h) {
+      const auto score = load<Vector>(scores + j * kLanes + h * kVectorLanes);
+      top.half[h] = score > top.half[h] ? score : top.half[h];
+    }
+  }
+  return top;
+}
+
+/// weights = e^((scores - top) * scale)
+void exponentials(std::int64_t seen, const float* top, float scale, float* weights) {
+  for (std::int64_t j = 0; j < seen; ++j) {
+    float* of_key = weights + j * kLanes;
+    for (std::int64_t i = 0; i < kLanes; ++i) of_key[i] = fast_exp((of_key[i] - top[i]) * scale);
+  }
+}
+
+/// Each query's sum of term(key, half): first those of kLanes keys each.
+template <class Term>
+Group sums_of(std::int64_t seen, Term&& term) {
+  Group sums;
+  for (std::int64_t begin = 0; begin < seen; begin += kLanes) {
+    Group some;
+    for (std::int64_t j = begin; j < std::min(begin + kLanes, seen); ++j) {
+      for (std::int64_t h = 0; h < 2; ++h) some.half[h] += term(j * kLanes + h * kVectorLanes);
+    }
+    for (std::int64_t h = 0; h < 2; ++h) sums.half[h] += some.half[h];
+  }
+  return sums;
+}
+
+/// weights *= share
+void normalize(std::int64_t seen, const float* share, float* weights) {
+  for (std::int64_t j = 0; j < seen; ++j) {
+    float* of_key = weights + j * kLanes;
+    for (std::int64_t i = 0; i < kLanes; ++i) of_key[i] *= share[i];
+  }
+}
+
+/// From those of the weights to those of the scores before the scale: 0 where the weight is.
+void slopes_of_scores(std::int64_t seen, float scale, const float* weights, float* slopes) {
+  const Group along =
+      sums_of(seen, [&](std::int64_t at) { return load<Vector>(weights + at) * load<Vector>(slopes + at); });
+  for (std::int64_t j = 0; j < seen; ++j) {
+    for (std::int64_t h = 0; h < 2; ++h) {
+      const std::int64_t at = j * kLanes + h * kVectorLanes;
+      store(load<Vector>(weights + at) * (load<Vector>(slopes + at) - along.half[h]) * scale, slopes + at);
+    }
+  }
+}
+
+void put(const Group& group, float* to) {
+  for (std::int64_t h = 0; h < 2; ++h) store(group.half[h], to + h * kVectorLanes);
 }
 
 }  // namespace
@@ -323,23 +396,21 @@ Shape CausalAttention::declare(State&, const std::string&, const Shape& input) {
   return {positions_, width_};
 }
 
-// For each position and head: the logarithm of the sum of exponentials.
+// For each group of queries of a head: their largest scores, and 1 / the sums of their exponentials.
 std::size_t CausalAttention::scratch_size(std::int64_t samples) const {
-  return static_cast<std::size_t>(samples * heads_ * positions_);
+  return static_cast<std::size_t>(samples * heads_ * 2 * kLanes * groups_of(positions_));
 }
 
-// What each head's pass works with: weights and slopes [block, block], a number for each query, and what
-// products in fp32 need.
+// Weights and slopes [positions, kLanes], and what products in fp32 need.
 std::size_t CausalAttention::room_size(std::int64_t) const {
-  const std::int64_t block = std::min(kBlock, positions_);
-  return static_cast<std::size_t>(2 * block * block + block) + Fp32Products::size(head_, block);
+  return static_cast<std::size_t>(2 * positions_ * kLanes) + Fp32Products::size(head_);
 }
 
 std::unique_ptr<Plan> CausalAttention::plan(const Kernels& kernels, std::int64_t) const {
   // Where bf16 is emulated, these products stay fp32.
   if (kernels.precision() != Precision::bf16 || head_ > 2 * bf16::kPairs) return nullptr;
   auto plan = std::make_unique<AttentionPlan>();
-  plan->memory.resize(Bf16Products::size(head_, std::min(kBlock, positions_)));
+  plan->memory.resize(Bf16Products::size(head_, positions_));
   return plan;
 }
 
@@ -347,130 +418,89 @@ std::int64_t CausalAttention::flops_per_sample() const {
   return 2 * positions_ * (positions_ + 1) * width_;  // two products, over half of the pairs
 }
 
-void CausalAttention::forward(const Pass& pass, std::span<const float> input, std::span<float> output,
-                              std::span<float> scratch) const {
+template <class Work>
+void CausalAttention::for_heads(const Pass& pass, std::span<float> scratch, Work&& work) const {
   const std::int64_t row = 3 * width_;
-  const std::int64_t most = std::min(kBlock, positions_);
-  float* log_sums = scratch.data();
-  float* all_weights = pass.room.data();
-  float* sums = all_weights + 2 * most * most;
-  const auto work = [&](Products& products) {
+  float* memory = pass.room.data() + 2 * positions_ * kLanes;
+  const auto all = [&](Products& products) {
+    float* kept = scratch.data();
     for (std::int64_t sample = 0; sample < pass.samples; ++sample) {
-      for (std::int64_t head = 0; head < heads_; ++head, log_sums += positions_) {
-        const float* queries = input.data() + sample * positions_ * row + head * head_;
-        const float* keys = queries + width_;
-        const float* values = keys + width_;
-        float* out = output.data() + sample * positions_ * width_ + head * head_;
-        for (std::int64_t q = 0; q < positions_; q += most) {
-          const std::int64_t rows = std::min(most, positions_ - q);
-          float* largest_so_far = log_sums + q;  // becomes the logarithm at the end
-          for (std::int64_t k = 0; k <= q; k += most) {
-            const std::int64_t columns = std::min(most, positions_ - k);
-            products.see(columns, keys + k * row, values + k * row, false);
-            for (std::int64_t r = 0; r < rows; r += kRows) {
-              const std::int64_t end = std::min(r + kRows, rows);
-              const std::int64_t wide = vectors_seen_by(q + end - 1, k, columns);
-              float* weights = all_weights;
-              products.scores(end - r, wide, queries + (q + r) * row, weights);
-              for (std::int64_t i = r; i < end; ++i, weights += most) {
-                const std::span<float> visible(weights, static_cast<std::size_t>(wide));
-                mask(visible, seen_by(q + i, k, columns));
-                float top = largest_of(visible);  // a NaN shows in the sum
-                if (k > 0) {
-                  // What was added up so far is rescaled to the new largest.
-                  const float before = largest_so_far[i];
-                  top = before > top ? before : top;
-                  const float factor = std::exp(before - top);
-                  sums[i] *= factor;
-                  float* to = out + (q + i) * width_;
-                  for (std::int64_t j = 0; j < head_; ++j) to[j] *= factor;
-                } else {
-                  sums[i] = 0;
-                }
-                sums[i] += exp_and_sum(visible, top);
-                largest_so_far[i] = top;
-              }
-              products.mix(end - r, seen_by(q + end - 1, k, columns), all_weights, k > 0,
-                           out + (q + r) * width_);
-            }
-          }
-          for (std::int64_t i = 0; i < rows; ++i) {
-            const float share = 1.0F / sums[i];
-            float* to = out + (q + i) * width_;
-            for (std::int64_t j = 0; j < head_; ++j) to[j] *= share;
-            largest_so_far[i] += std::log(sums[i]);
-          }
-        }
+      for (std::int64_t head = 0; head < heads_; ++head, kept += 2 * kLanes * groups_of(positions_)) {
+        work(products, kept, sample * positions_ * row + head * head_,
+             sample * positions_ * width_ + head * head_);
       }
     }
   };
-  with_products(pass, head_, most, row, width_, sums + most, work);
+  if (pass.plan != nullptr) {
+    Bf16Products products(head_, positions_, row, width_,
+                          static_cast<AttentionPlan&>(*pass.plan).memory.data());
+    all(products);
+  } else {
+    Fp32Products products(head_, row, width_, memory);
+    all(products);
+  }
 }
 
-void CausalAttention::backward(const Pass& pass, std::span<const float> input, std::span<const float> output,
+void CausalAttention::forward(const Pass& pass, std::span<const float> input, std::span<float> output,
+                              std::span<float> scratch) const {
+  const std::int64_t row = 3 * width_;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(head_));
+  float* weights = pass.room.data();
+  for_heads(pass, scratch, [&](Products& products, float* kept, std::int64_t in, std::int64_t out) {
+    const float* queries = input.data() + in;
+    products.see(positions_, queries + width_, queries + 2 * width_, false);
+    for (std::int64_t q = 0; q < positions_; q += kLanes, kept += 2 * kLanes) {
+      const std::int64_t count = std::min(kLanes, positions_ - q);
+      const std::int64_t seen = q + count;
+      float* share = kept + kLanes;
+      products.take(count, queries + q * row, nullptr);
+      products.scores(seen, weights);
+      mask(q, seen, weights);
+      put(largest_of(seen, weights), kept);
+      exponentials(seen, kept, scale, weights);
+      put(sums_of(seen, [&](std::int64_t at) { return load<Vector>(weights + at); }), share);
+      for (std::int64_t i = 0; i < kLanes; ++i) share[i] = 1.0F / share[i];
+      float* to = output.data() + out + q * width_;
+      products.mix(seen, weights, to);
+      for (std::int64_t i = 0; i < count; ++i, to += width_) {
+        for (std::int64_t j = 0; j < head_; ++j) to[j] *= share[i];
+      }
+    }
+  });
+}
+
+void CausalAttention::backward(const Pass& pass, std::span<const float> input, std::span<const float>,
                                std::span<float> output_gradient, std::span<float> input_gradient,
                                std::span<float>, std::span<float> scratch) const {
   if (input_gradient.empty()) return;
   const std::int64_t row = 3 * width_;
-  const std::int64_t most = std::min(kBlock, positions_);
-  const float* log_sums = scratch.data();
-  float* all_weights = pass.room.data();
-  float* all_slopes = all_weights + most * most;
-  float* along = all_slopes + most * most;
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_));
-  const auto work = [&](Products& products) {
-    for (std::int64_t sample = 0; sample < pass.samples; ++sample) {
-      for (std::int64_t head = 0; head < heads_; ++head, log_sums += positions_) {
-        const float* queries = input.data() + sample * positions_ * row + head * head_;
-        const float* keys = queries + width_;
-        const float* values = keys + width_;
-        const float* out = output.data() + sample * positions_ * width_ + head * head_;
-        const float* out_gradient = output_gradient.data() + sample * positions_ * width_ + head * head_;
-        float* query_gradient = input_gradient.data() + sample * positions_ * row + head * head_;
-        float* key_gradient = query_gradient + width_;
-        float* value_gradient = key_gradient + width_;
-        for (std::int64_t q = 0; q < positions_; q += most) {
-          const std::int64_t rows = std::min(most, positions_ - q);
-          for (std::int64_t i = 0; i < rows; ++i) {
-            const float* a = out + (q + i) * width_;
-            const float* b = out_gradient + (q + i) * width_;
-            along[i] = lane_sum(static_cast<std::size_t>(head_), [&](std::size_t j) { return a[j] * b[j]; });
-          }
-          for (std::int64_t k = 0; k <= q; k += most) {
-            const std::int64_t columns = std::min(most, positions_ - k);
-            products.see(columns, keys + k * row, values + k * row, true);
-            for (std::int64_t r = 0; r < rows; r += kRows) {
-              const std::int64_t end = std::min(r + kRows, rows);
-              const std::int64_t wide = vectors_seen_by(q + end - 1, k, columns);
-              float* weights = all_weights + r * most;
-              float* slopes = all_slopes + r * most;
-              products.scores(end - r, wide, queries + (q + r) * row, weights);
-              products.slopes(end - r, wide, out_gradient + (q + r) * width_, slopes);
-              for (std::int64_t i = r; i < end; ++i, weights += most, slopes += most) {
-                const std::span<float> visible(weights, static_cast<std::size_t>(wide));
-                mask(visible, seen_by(q + i, k, columns));
-                exp_and_sum(visible, log_sums[q + i]);
-                const float* __restrict weight = weights;
-                float* __restrict slope = slopes;
-                const float shift = along[i];
-                // 0 where the weight is.
-                for (std::int64_t j = 0; j < wide; ++j) slope[j] = weight[j] * (slope[j] - shift) * scale;
-              }
-              products.query_gradients(end - r, seen_by(q + end - 1, k, columns), all_slopes + r * most,
-                                       k > 0, query_gradient + (q + r) * row);
-            }
-            // Of the same positions, the first queries do not see the last keys. The first block of queries
-            // that sees these keys at all is that of the same positions.
-            products.turned(rows, columns, q == k, all_weights, out_gradient + q * width_, width_, k < q,
-                            value_gradient + k * row);
-            products.turned(rows, columns, q == k, all_slopes, queries + q * row, row, k < q,
-                            key_gradient + k * row);
-          }
-        }
+  float* weights = pass.room.data();
+  float* slopes = weights + positions_ * kLanes;
+  for_heads(pass, scratch, [&](Products& products, const float* kept, std::int64_t in, std::int64_t out) {
+    const float* queries = input.data() + in;
+    float* query_gradient = input_gradient.data() + in;
+    products.see(positions_, queries + width_, queries + 2 * width_, true);
+    for (std::int64_t q = 0; q < positions_; q += kLanes, kept += 2 * kLanes) {
+      const std::int64_t count = std::min(kLanes, positions_ - q);
+      const std::int64_t seen = q + count;
+      products.take(count, queries + q * row, output_gradient.data() + out + q * width_);
+      products.scores(seen, weights);
+      mask(q, seen, weights);
+      exponentials(seen, kept, scale, weights);
+      products.slopes(seen, slopes);
+      normalize(seen, kept + kLanes, weights);
+      slopes_of_scores(seen, scale, weights, slopes);
+      products.query_gradient(seen, slopes, query_gradient + q * row);
+      // These queries are the first that see the keys of their own positions.
+      for (const bool add : {true, false}) {
+        const std::int64_t begin = add ? 0 : q;
+        const std::int64_t end = add ? q : seen;
+        products.key_gradient(begin, end, slopes, add, query_gradient + width_);
+        products.value_gradient(begin, end, weights, add, query_gradient + 2 * width_);
       }
     }
-  };
-  with_products(pass, head_, most, row, width_, along + most, work);
+  });
 }
 
 }  // namespace lockstep

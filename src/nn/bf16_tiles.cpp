@@ -156,10 +156,12 @@ void pack_pairs_transposed(std::int64_t terms, std::int64_t columns, const float
 void tile(Order order, std::int64_t rows, std::int64_t columns, std::int64_t pairs, const std::uint32_t* a,
           const std::uint32_t* panel, bool accumulate, float* c, std::int64_t ldc) noexcept {
   const bool wide = columns > kLanes;
-  const SizedTile run = order == Order::rows
-                            ? wide ? of_rows<2, kRowDistance, 1>(rows) : of_rows<1, kRowDistance, 1>(rows)
-                        : wide ? of_rows<2, 1, kPairDistance>(rows)
-                               : of_rows<1, 1, kPairDistance>(rows);
+  const auto sized = [&]<std::int64_t Row, std::int64_t Pair>() {
+    return wide ? of_rows<2, Row, Pair>(rows) : of_rows<1, Row, Pair>(rows);
+  };
+  const SizedTile run = order == Order::rows    ? sized.operator()<kRowDistance, 1>()
+                        : order == Order::pairs ? sized.operator()<1, kPairDistance>()
+                                                : sized.operator()<1, kColumns>();
   run(columns, pairs, a, panel, accumulate, c, ldc);
 }
 

@@ -14,8 +14,9 @@ constexpr std::int64_t kColumns = 32;     ///< of a panel of B
 constexpr std::int64_t kRows = 14;        ///< at most, of a tile: 28 of 32 registers hold its sums
 constexpr std::int64_t kBlockRows = 168;  ///< of a block of A
 
-/// How a block of A lies: the pairs of each row side by side, or the same pair of all rows.
-enum class Order : bool { rows, pairs };
+/// How a block of A lies: the pairs of each row side by side, or the same pair of all rows; the latter also
+/// as a panel of B does.
+enum class Order { rows, pairs, panel };
 constexpr std::int64_t kRowDistance = kPairs + 16;      ///< no power of two
 constexpr std::int64_t kPairDistance = kBlockRows + 8;  ///< whole vectors
 

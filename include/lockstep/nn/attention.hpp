@@ -8,8 +8,8 @@ namespace lockstep {
 /// [positions, 3 * width] hold queries, keys and values side by side, as one Dense makes them; outputs are
 /// [positions, width]. Head h uses features h * width / heads and following of each of the three.
 ///
-/// Works on blocks of positions, and keeps one number a position and head from forward to backward (Dao and
-/// others 2022): memory is linear in the number of positions.
+/// Works on groups of queries, and keeps two numbers a position and head from forward to backward, as Dao and
+/// others do (2022): memory is linear in the number of positions.
 class CausalAttention final : public Layer {
  public:
   /// Throws UsageError for less than 1 head.
@@ -32,6 +32,9 @@ class CausalAttention final : public Layer {
                 std::span<float> scratch) const override;
 
  private:
+  template <class Work>
+  void for_heads(const Pass& pass, std::span<float> scratch, Work&& work) const;
+
   std::int64_t heads_;
   std::int64_t positions_ = 0;
   std::int64_t width_ = 0;

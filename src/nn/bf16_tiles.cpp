@@ -50,6 +50,28 @@ void transpose(__m512i (&x)[kLanes]) noexcept {
   for (int i = 0; i < 16; ++i) x[i] = y[i];
 }
 
+/// work(0), ..., work(Count - 1), without a loop: compilers keep arrays that loops run over in memory.
+template <int Count, class Work>
+[[gnu::always_inline]] inline void unrolled(const Work& work) noexcept {
+  if constexpr (Count > 0) {
+    unrolled<Count - 1>(work);
+    work(Count - 1);
+  }
+}
+
+/// A tile's sums, in registers.
+template <int Rows, int Vectors>
+struct Sums {
+  __m512 values[Rows][Vectors];
+
+  template <class Work>
+  [[gnu::always_inline]] void each(const Work& work) noexcept {
+    unrolled<Rows>([&](int i) __attribute__((always_inline)) {
+      unrolled<Vectors>([&](int v) __attribute__((always_inline)) { work(i, v, values[i][v]); });
+    });
+  }
+};
+
 template <int Rows, int Vectors, std::int64_t Row, std::int64_t Pair>
 void sized_tile(std::int64_t columns, std::int64_t pairs, const std::uint32_t* a, const std::uint32_t* panel,
                 bool accumulate, float* c, std::int64_t ldc) noexcept {
@@ -57,30 +79,31 @@ void sized_tile(std::int64_t columns, std::int64_t pairs, const std::uint32_t* a
   for (int i = 0; i < Rows; ++i) {
     for (int v = 0; v < Vectors; ++v) _mm_prefetch(c + i * ldc + v * kLanes, _MM_HINT_T1);
   }
-  __m512 sums[Rows][Vectors];
-  for (int i = 0; i < Rows; ++i) {
-    for (int v = 0; v < Vectors; ++v) sums[i][v] = _mm512_setzero_ps();
-  }
+  Sums<Rows, Vectors> sums;
+  sums.each([](int, int, __m512& sum) __attribute__((always_inline)) { sum = _mm512_setzero_ps(); });
   for (std::int64_t p = 0; p < pairs; ++p) {
     __m512i row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = _mm512_load_si512(panel + p * kColumns + v * kLanes);
-    for (int i = 0; i < Rows; ++i) {
+    unrolled<Vectors>([&](int v) __attribute__((always_inline)) {
+      row[v] = _mm512_load_si512(panel + p * kColumns + v * kLanes);
+    });
+    sums.each([&](int i, int v, __m512& sum) __attribute__((always_inline)) {
       const __m512i factor = _mm512_set1_epi32(static_cast<int>(a[i * Row + p * Pair]));
-      for (int v = 0; v < Vectors; ++v) {
-        sums[i][v] = _mm512_dpbf16_ps(sums[i][v], reinterpret_cast<__m512bh>(factor),
-                                      reinterpret_cast<__m512bh>(row[v]));
-      }
-    }
+      sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(factor), reinterpret_cast<__m512bh>(row[v]));
+    });
   }
+  asm("" : "+r"(c));  // the rows' addresses are computed anew: they would take registers from the sums
   const __mmask16 last = first(columns - (Vectors - 1) * kLanes);
-  for (int i = 0; i < Rows; ++i) {
-    for (int v = 0; v < Vectors; ++v) {
-      float* to = c + i * ldc + v * kLanes;
-      const __mmask16 some = v + 1 < Vectors ? 0xffff : last;
-      const __m512 sum = accumulate ? _mm512_add_ps(sums[i][v], _mm512_maskz_loadu_ps(some, to)) : sums[i][v];
-      _mm512_mask_storeu_ps(to, some, sum);
-    }
+  const auto some = [&](int v) __attribute__((always_inline)) {
+    return v + 1 < Vectors ? static_cast<__mmask16>(0xffff) : last;
+  };
+  if (accumulate) {
+    sums.each([&](int i, int v, __m512& sum) __attribute__((always_inline)) {
+      sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(some(v), c + i * ldc + v * kLanes));
+    });
   }
+  sums.each([&](int i, int v, __m512& sum) __attribute__((always_inline)) {
+    _mm512_mask_storeu_ps(c + i * ldc + v * kLanes, some(v), sum);
+  });
 }
 
 using SizedTile = void (*)(std::int64_t, std::int64_t, const std::uint32_t*, const std::uint32_t*, bool,

@@ -5,26 +5,38 @@
 namespace lockstep {
 namespace {
 
+/// work(0), ..., work(Count - 1), without a loop: compilers keep arrays that loops run over in memory.
+template <int Count, class Work>
+[[gnu::always_inline]] inline void unrolled(const Work& work) noexcept {
+  if constexpr (Count > 0) {
+    unrolled<Count - 1>(work);
+    work(Count - 1);
+  }
+}
+
 /// Rows x (Vectors * kVectorLanes) elements of C, which stay in registers.
 template <int Rows, int Vectors>
 void tile(std::int64_t k, const StridedMatrix& a, const float* b, std::int64_t ldb, bool accumulate, float* c,
           std::int64_t ldc) noexcept {
   Vector sums[Rows][Vectors];
-  for (int i = 0; i < Rows; ++i) {
-    for (int v = 0; v < Vectors; ++v)
-      sums[i][v] = accumulate ? load<Vector>(c + i * ldc + v * kVectorLanes) : Vector{};
-  }
+  const auto each = [&](const auto& work) __attribute__((always_inline)) {
+    unrolled<Rows>([&](int i) __attribute__((always_inline)) {
+      unrolled<Vectors>([&](int v) __attribute__((always_inline)) { work(i, v, sums[i][v]); });
+    });
+  };
+  each([&](int i, int v, Vector& sum) __attribute__((always_inline)) {
+    sum = accumulate ? load<Vector>(c + i * ldc + v * kVectorLanes) : Vector{};
+  });
   for (std::int64_t p = 0; p < k; ++p) {
     Vector row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = load<Vector>(b + p * ldb + v * kVectorLanes);
-    for (int i = 0; i < Rows; ++i) {
-      const float factor = a.values[i * a.row + p * a.column];
-      for (int v = 0; v < Vectors; ++v) sums[i][v] += factor * row[v];
-    }
+    unrolled<Vectors>([&](int v) __attribute__((always_inline)) {
+      row[v] = load<Vector>(b + p * ldb + v * kVectorLanes);
+    });
+    each([&](int i, int v, Vector& sum)
+             __attribute__((always_inline)) { sum += a.values[i * a.row + p * a.column] * row[v]; });
   }
-  for (int i = 0; i < Rows; ++i) {
-    for (int v = 0; v < Vectors; ++v) store(sums[i][v], c + i * ldc + v * kVectorLanes);
-  }
+  each([&](int i, int v, const Vector& sum)
+           __attribute__((always_inline)) { store(sum, c + i * ldc + v * kVectorLanes); });
 }
 
 template <int Rows>

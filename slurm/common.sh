@@ -22,6 +22,7 @@ need_number() {
   local name
   for name; do
     [[ ${!name:-} =~ ^[0-9]{1,9}$ ]] || stop "$name is '${!name:-}', which is no whole number"
+    printf -v "$name" %d "$((10#${!name}))"  # bash would read 010 as 8, and 08 as nothing
   done
 }
 
@@ -34,7 +35,8 @@ need_training() {
   case $LAUNCH in
     srun)
       # Without PMIx srun starts ranks that do not know of each other.
-      srun --mpi=list 2>&1 | grep -qw pmix \
+      # All that it says is read: with pipefail, an srun whose reader is gone would count as one without PMIx.
+      [[ $(srun --mpi=list 2>&1) =~ (^|[^[:alnum:]_])pmix([^[:alnum:]]|$) ]] \
         || stop "LAUNCH is srun, but this Slurm has no PMIx (srun --mpi=list); use LAUNCH=mpirun"
       ;;
     mpirun)

@@ -69,6 +69,14 @@ class Supervisor(EndToEnd):
         self.assertEqual(ended.code, 64, str(ended))
         self.assertNotIn("restart", ended.err)
 
+    def test_numbers_with_leading_zeros_are_decimal(self):
+        # Bash takes them for octal ones: 08 was no bound at all.
+        ended = harness.execute(SUPERVISOR, "--pause", "00", "--max_pause", "08", "--max_restarts", "08", "--checkpoint_dir",
+                                self.folder, "sh", "-c", "echo launched; exit 75")
+        self.assertEqual(ended.code, 75, str(ended))
+        self.assertIn("given up at step ? after 8 restarts in a row", ended.err)
+        self.assertEqual(ended.out.count("launched"), 9, str(ended))
+
     def test_a_launcher_that_stays_behind_alone(self):
         """As Open MPI's may, when a rank dies while it makes itself known."""
         launcher = self.folder / "mpirun"

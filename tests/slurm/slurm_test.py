@@ -7,7 +7,9 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -180,12 +182,27 @@ class Slurm(harness.EndToEnd):
                 self.assertNotIn("lockstep 0", self.printed(job))
 
     def test_an_array_trains_each_value(self):
-        self.write_config(10)
         first = self.submit("array.sbatch", options=["--ntasks=1", "--array=0-1"], RUNS=str(self.folder), OPTION="seed",
                             VALUES="3 4")
-        harness.wait_for(lambda: not self.slurm.call("squeue", "-h", "-j", first, check=False).stdout, "both tasks", 100)
-        for seed in (3, 4):
-            self.assertEqual(harness.newest_step(self.folder / f"seed-{seed}"), 10, self.printed(first))
+        runs = {f"{first}_{task}": self.folder / f"seed-{seed}" for task, seed in enumerate((3, 4))}
+        for task, directory in runs.items():
+            self.wait_for(lambda directory=directory: harness.newest_step(directory) >= 0, "a training task", task)
+        # The last first: its number is that of the whole array, and yet the other task is left alone.
+        for at, (task, directory) in enumerate(reversed(runs.items())):
+            self.slurm.call("scancel", "--batch", "--signal=USR1", task)
+            self.wait_for(lambda task=task: self.state(task) == "PENDING", "the task to be queued again", task)
+            if at == 0:
+                self.assertEqual(self.state(f"{first}_0"), "RUNNING")
+        numbers = [self.slurm.job(task)["JobId"] for task in runs]
+        for number in numbers:
+            harness.wait_for(lambda number=number: not self.slurm.processes(number), "what is left of the first start to end")
+        last = max(harness.newest_step(directory) for directory in runs.values()) + FURTHER
+        self.write_config(last)
+        for task, directory in runs.items():
+            self.slurm.call("scontrol", "update", f"JobId={task}", "StartTime=now")
+            self.wait_for(lambda task=task: self.state(task) == "COMPLETED", "the task to complete", task, ended_well=True)
+            self.assertEqual(self.slurm.job(task)["Restarts"], "1")
+            self.assertEqual(harness.newest_step(directory), last)
 
     def test_a_scaling_study(self):
         out = self.folder / "study"
@@ -205,6 +222,19 @@ class Scripts(unittest.TestCase):
         self.assertEqual(len(self.SCRIPTS), 7)
         checked = harness.execute("shellcheck", "-x", f"--source-path={ROOT}", *self.SCRIPTS)
         self.assertEqual(checked.code, 0, checked.out)
+
+    def test_srun_may_say_more_after_pmix(self):
+        with tempfile.TemporaryDirectory() as folder:
+            srun = pathlib.Path(folder, "srun")
+            srun.write_text("#!/bin/sh\necho pmix\nyes none | head -c 1000000\n")  # more than a pipe holds
+            srun.chmod(0o755)
+            words = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "LOCKSTEP": str(ROOT), "TRAIN": "true",
+                     "CONFIG": os.devnull, "LAUNCH": "srun"}
+            for said, code in (("pmix", 0), ("pmi2", 64)):
+                srun.write_text(srun.read_text().replace("pmix", said))
+                checked = subprocess.run(["bash", "-c", 'set -euo pipefail; source "$LOCKSTEP/slurm/common.sh"; need_training'],
+                                         env=words, capture_output=True, text=True, timeout=harness.LIMIT)
+                self.assertEqual(checked.returncode, code, checked.stderr)
 
     def test_no_absolute_path(self):
         for script in self.SCRIPTS:

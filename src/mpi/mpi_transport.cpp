@@ -23,6 +23,7 @@
 
 #include "blocking_call.hpp"
 #include "fault_tolerance.hpp"
+#include "smpi.hpp"
 
 namespace lockstep {
 namespace {
@@ -173,6 +174,7 @@ void check_mpi(int code, std::string_view operation) {
 }
 
 bool is_oversubscribed(MPI_Comm comm) {
+  if (kRanksAreSimulated) return false;
   const BlockingCall call("all ranks to see which of them share a node");
   MPI_Comm node = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
@@ -223,20 +225,35 @@ bool MpiTransport::has_message(int source, int tag) {
 }
 
 Request MpiTransport::broadcast(std::span<std::byte> bytes, int root) {
+  if (kRanksAreSimulated) {
+    check_mpi(MPI_Bcast(bytes.data(), count_of(bytes.size()), MPI_BYTE, root, comm_), "MPI_Bcast");
+    return {};
+  }
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Ibcast(bytes.data(), count_of(bytes.size()), MPI_BYTE, root, comm_, &request), "MPI_Ibcast");
   return started(request);
 }
 
 Request MpiTransport::all_gather(std::span<const std::byte> mine, std::span<std::byte> all) {
-  MPI_Request request = MPI_REQUEST_NULL;
   const int count = count_of(mine.size());
+  if (kRanksAreSimulated) {
+    check_mpi(MPI_Allgather(mine.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, comm_),
+              "MPI_Allgather");
+    return {};
+  }
+  MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallgather(mine.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, comm_, &request),
             "MPI_Iallgather");
   return started(request);
 }
 
 Request MpiTransport::all_reduce_sum(std::span<float> values) {
+  if (kRanksAreSimulated) {
+    check_mpi(
+        MPI_Allreduce(MPI_IN_PLACE, values.data(), count_of(values.size()), MPI_FLOAT, MPI_SUM, comm_),
+        "MPI_Allreduce");
+    return {};
+  }
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallreduce(MPI_IN_PLACE, values.data(), count_of(values.size()), MPI_FLOAT, MPI_SUM, comm_,
                            &request),
@@ -253,6 +270,10 @@ Request MpiTransport::all_reduce_value(std::span<std::byte> value, Combine combi
     check_mpi(MPI_Type_contiguous(count_of(value.size()), MPI_BYTE, &value_type_), "MPI_Type_contiguous");
     check_mpi(MPI_Type_commit(&value_type_), "MPI_Type_commit");
     check_mpi(MPI_Op_create(&combine_values, 1, &value_op_), "MPI_Op_create");
+  }
+  if (kRanksAreSimulated) {
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, value.data(), 1, value_type_, value_op_, comm_), "MPI_Allreduce");
+    return {};
   }
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallreduce(MPI_IN_PLACE, value.data(), 1, value_type_, value_op_, comm_, &request),
@@ -287,11 +308,16 @@ std::shared_ptr<Transport> MpiTransport::split_by_node() {
 }
 
 std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes, FirstTouch touch) {
+  if (kRanksAreSimulated) return share_in_process(comm_, rank_, size_, bytes);
   if (survives_losses()) return std::make_unique<SegmentMemory>(comm_, rank_, size_, bytes, touch);
   return std::make_unique<MpiSharedMemory>(comm_, bytes, touch, family_, left_);
 }
 
 bool MpiTransport::relax(std::uint64_t turn) {
+  if (kRanksAreSimulated) {
+    pass_simulated_time(turn);
+    return true;
+  }
   // Spinning beats the scheduler while the partner runs: ranks of a balanced step come within tens of
   // microseconds. After that somebody else has the partner's core, and a rank that still spins burns the time
   // that it will need when the partner has come: beside two busy neighbours on two cores that cost a factor

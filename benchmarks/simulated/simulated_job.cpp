@@ -109,9 +109,11 @@ int main(int argc, char** argv) {
   // A wait is ours (pass_simulated_time); computing is charged by the job.
   using simgrid::s4u::Engine;
   for (const char* quiet : {"xbt_cfg.thresh:warning", "smpi_config.thresh:warning"}) xbt_log_control_set(quiet);
+  smpi_init_options();
   Engine::set_config("smpi/test:0");
   Engine::set_config("smpi/iprobe:0");
   Engine::set_config("smpi/wtime:0");
+  Engine::set_config("smpi/coll-selector", std::string("ompi"));  // the default sends a message to each rank
   Engine::set_config("smpi/simulate-computation:no");
   Engine::set_config("surf/precision:1e-9");
   Engine::set_config("contexts/stack-size:512");
@@ -137,7 +139,6 @@ int main(int argc, char** argv) {
     const Environment environment(nullptr, nullptr);
     WaitPolicy policy;
     policy.clock = clock;
-    policy.notice = Seconds{0};
     const Communicator world = environment.world(policy);
     results[static_cast<std::size_t>(rank)] = simulated::run_job(world, options, seams);
     simulated_seconds = std::max(simulated_seconds, clock->now().count());

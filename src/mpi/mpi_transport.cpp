@@ -30,13 +30,6 @@ namespace {
 
 static_assert(sizeof(MPI_Request) <= sizeof(Request::handle));
 
-Request started(MPI_Request request) {
-  Request result;
-  std::memcpy(result.handle, &request, sizeof request);
-  result.done = false;
-  return result;
-}
-
 int count_of(std::size_t count) {
   if (count > INT_MAX) {
     throw InternalError(fmt::format("a message of {} elements was not cut into pieces", count));
@@ -204,6 +197,14 @@ MpiTransport::~MpiTransport() {
   MPI_Comm_free(&comm_);
 }
 
+Request MpiTransport::started(MPI_Request operation) {
+  if (kRanksAreSimulated) return simulated_waits_.begin(operation);
+  Request result;
+  std::memcpy(result.handle, &operation, sizeof operation);
+  result.done = false;
+  return result;
+}
+
 Request MpiTransport::send(std::span<const std::byte> bytes, int destination, int tag) {
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Isend(bytes.data(), count_of(bytes.size()), MPI_BYTE, destination, tag, comm_, &request),
@@ -283,6 +284,7 @@ Request MpiTransport::all_reduce_value(std::span<std::byte> value, Combine combi
 
 bool MpiTransport::test(Request& request) {
   if (request.done) return true;
+  if (kRanksAreSimulated) return simulated_waits_.test(request);
   MPI_Request raw;
   std::memcpy(&raw, request.handle, sizeof raw);
   int done = 0;
@@ -315,7 +317,7 @@ std::unique_ptr<SharedMemory> MpiTransport::share(std::size_t bytes, FirstTouch 
 
 bool MpiTransport::relax(std::uint64_t turn) {
   if (kRanksAreSimulated) {
-    pass_simulated_time(turn);
+    simulated_waits_.relax(turn);
     return true;
   }
   // Spinning beats the scheduler while the partner runs: ranks of a balanced step come within tens of

@@ -8,6 +8,7 @@
 #include <lockstep/mpi/transport.hpp>
 
 #include "mpi_family.hpp"
+#include "smpi.hpp"
 
 namespace lockstep {
 
@@ -47,12 +48,15 @@ class MpiTransport final : public Transport {
   [[noreturn]] void abort(int code, std::string_view reason) override;
 
  private:
+  Request started(MPI_Request operation);
+
   MPI_Comm comm_;
   int rank_ = 0;
   int size_ = 1;
   bool oversubscribed_;
   std::shared_ptr<MpiFamily> family_;
   std::shared_ptr<bool> left_ = std::make_shared<bool>(false);  ///< shared by this transport and its memory
+  [[no_unique_address]] SimulatedWaits simulated_waits_;
   MPI_Datatype value_type_ = MPI_DATATYPE_NULL;                 ///< of all_reduce_value, made when first used
   MPI_Op value_op_ = MPI_OP_NULL;
 };

@@ -81,7 +81,8 @@ class Job {
       const auto gradients = context.begin_micro_batch();
       const Seconds start = seams_.processor_time();
       if (options_.digest) {
-        make_gradient(context.number(), m, parameters.first(options_.elements), gradients.first(options_.elements));
+        make_gradient(context.number(), m, parameters.first(options_.elements),
+                      gradients.first(options_.elements));
       } else {
         std::ranges::fill(gradients, 0.0F);
       }
@@ -142,7 +143,8 @@ int parse_word(int count, char** words, JobOptions& options) {
   } else if (word == "--steps") {
     options.steps = std::strtoll(value, nullptr, 10);
   } else if (word == "--micro_batch_us") {
-    options.micro_batch_seconds = std::strcmp(value, "measured") == 0 ? -1 : std::strtod(value, nullptr) * 1e-6;
+    options.micro_batch_seconds =
+        std::strcmp(value, "measured") == 0 ? -1 : std::strtod(value, nullptr) * 1e-6;
   } else if (word == "--directory") {
     options.directory = value;
   } else if (word == "--bucket_bytes") {

@@ -15,14 +15,14 @@ namespace lockstep::simulated {
 
 /// A training of which everything is real but the gradients, which a counter-based generator makes.
 struct JobOptions {
-  std::size_t elements = 4096;         ///< parameters
-  std::int64_t micro_batches = 1024;   ///< a step, over all ranks; 0: one for each rank
-  std::int64_t steps = 8;              ///< half of them before a checkpoint, half after its restore
-  double micro_batch_seconds = 0;      ///< what is charged for each; below 0: what the generator took
-  std::filesystem::path directory;     ///< for checkpoints; empty: none, and all steps in one session
-  bool digest = true;                  ///< make gradients; false: they are all zero
+  std::size_t elements = 4096;        ///< parameters
+  std::int64_t micro_batches = 1024;  ///< a step, over all ranks; 0: one for each rank
+  std::int64_t steps = 8;             ///< half of them before a checkpoint, half after its restore
+  double micro_batch_seconds = 0;     ///< what is charged for each; below 0: what the generator took
+  std::filesystem::path directory;    ///< for checkpoints; empty: none, and all steps in one session
+  bool digest = true;                 ///< make gradients; false: they are all zero
   std::size_t bucket_bytes = 0;
-  int ranks_per_node = 0;              ///< see SessionConfig
+  int ranks_per_node = 0;  ///< see SessionConfig
 };
 
 /// Where the job meets what is measured.
@@ -35,16 +35,17 @@ struct JobSeams {
 };
 
 struct JobResult {
-  std::string digest;      ///< of the parameters at the end
-  std::string reducer;     ///< what it says of itself
-  double step_seconds = 0; ///< mean over all steps but the first of each session
+  std::string digest;       ///< of the parameters at the end
+  std::string reducer;      ///< what it says of itself
+  double step_seconds = 0;  ///< mean over all steps but the first of each session
 };
 
-/// Phases: "begin", "created", "first step", "steps", "closed", and the same with " again" for the second session.
-/// Collective.
+/// Phases: "begin", "created", "first step", "steps", "closed", and the same with " again" for the second
+/// session. Collective.
 JobResult run_job(const Communicator& world, const JobOptions& options, const JobSeams& seams);
 
-/// Words of the command line: --elements N --micro_batches N --steps N --micro_batch_us T|measured --directory D
+/// Words of the command line: --elements N --micro_batches N --steps N --micro_batch_us T|measured
+/// --directory D
 /// --zeros --bucket_bytes N. Returns the number of words that `words` begins with and that were understood:
 /// 0, 1 or 2.
 int parse_word(int count, char** words, JobOptions& options);

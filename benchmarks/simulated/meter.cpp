@@ -108,7 +108,8 @@ void pass_phase(const std::string& phase) {
   if (rank == nullptr) return;
   metering = false;  // what is kept here is nobody's
   auto of_phase = std::find_if(phases.begin(), phases.end(), [&](const auto& p) { return p.first == phase; });
-  if (of_phase == phases.end()) of_phase = phases.insert(phases.end(), {phase, std::vector<Metered>(now.size())});
+  if (of_phase == phases.end())
+    of_phase = phases.insert(phases.end(), {phase, std::vector<Metered>(now.size())});
   of_phase->second[static_cast<std::size_t>(rank - now.data())] = *rank;
   rank->peak_bytes = rank->live_bytes;
   metering = true;
@@ -152,7 +153,8 @@ int MPI_Isend(const void* buffer, int count, MPI_Datatype type, int destination,
   return PMPI_Isend(buffer, count, type, destination, tag, comm, request);
 }
 
-int MPI_Irecv(void* buffer, int count, MPI_Datatype type, int source, int tag, MPI_Comm comm, MPI_Request* request) {
+int MPI_Irecv(void* buffer, int count, MPI_Datatype type, int source, int tag, MPI_Comm comm,
+              MPI_Request* request) {
   using namespace lockstep::simulated;
   if (Metered* const rank = mine()) ++rank->receives;
   const InsideMpi inside;
@@ -166,15 +168,16 @@ int MPI_Bcast(void* buffer, int count, MPI_Datatype type, int root, MPI_Comm com
   return PMPI_Bcast(buffer, count, type, root, comm);
 }
 
-int MPI_Allgather(const void* mine_, int count, MPI_Datatype type, void* all, int all_count, MPI_Datatype all_type,
-                  MPI_Comm comm) {
+int MPI_Allgather(const void* mine_, int count, MPI_Datatype type, void* all, int all_count,
+                  MPI_Datatype all_type, MPI_Comm comm) {
   using namespace lockstep::simulated;
   count_collective(bytes_of(all_count, all_type) * size_of(comm));
   const InsideMpi inside;
   return PMPI_Allgather(mine_, count, type, all, all_count, all_type, comm);
 }
 
-int MPI_Allreduce(const void* from, void* into, int count, MPI_Datatype type, MPI_Op operation, MPI_Comm comm) {
+int MPI_Allreduce(const void* from, void* into, int count, MPI_Datatype type, MPI_Op operation,
+                  MPI_Comm comm) {
   using namespace lockstep::simulated;
   count_collective(bytes_of(count, type));
   const InsideMpi inside;

@@ -30,8 +30,8 @@ int main(int argc, char** argv) {
                             .passed = [](const char*) {}};
   const simulated::JobResult result = simulated::run_job(world, options, seams);
   if (world.is_chief()) {
-    std::printf("{\"ranks\": %d, \"digest\": \"%s\", \"step_seconds\": %.9g, \"reducer\": \"%s\"}\n", world.size(),
-                result.digest.c_str(), result.step_seconds, result.reducer.c_str());
+    std::printf("{\"ranks\": %d, \"digest\": \"%s\", \"step_seconds\": %.9g, \"reducer\": \"%s\"}\n",
+                world.size(), result.digest.c_str(), result.step_seconds, result.reducer.c_str());
   }
   return EXIT_SUCCESS;
 }

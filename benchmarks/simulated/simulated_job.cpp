@@ -1,5 +1,5 @@
-// A job of as many ranks as you like, under SimGrid's SMPI: everything is the project's own but gradients, time and
-// network. Prints what it measured as JSON.
+// A job of as many ranks as you like, under SimGrid's SMPI: everything is the project's own but gradients,
+// time and network. Prints what it measured as JSON.
 //
 //   simulated_job --platform benchmarks/platforms/fat_tree.xml --ranks 256 --per_node 8 [words of job.hpp]
 #include <algorithm>
@@ -51,7 +51,7 @@ std::vector<simgrid::s4u::Host*> hosts_of(const simgrid::s4u::Engine& engine) {
 }
 
 void print_counter(const char* name, const std::vector<simulated::Metered>& before,
-                   const std::vector<simulated::Metered>& after, std::int64_t simulated::Metered::* counter) {
+                   const std::vector<simulated::Metered>& after, std::int64_t simulated::Metered::*counter) {
   std::int64_t most = 0;
   for (std::size_t rank = 0; rank < after.size(); ++rank) {
     most = std::max(most, after[rank].*counter - before[rank].*counter);
@@ -108,7 +108,9 @@ int main(int argc, char** argv) {
   }
   // A wait is ours (pass_simulated_time); computing is charged by the job.
   using simgrid::s4u::Engine;
-  for (const char* quiet : {"xbt_cfg.thresh:warning", "smpi_config.thresh:warning"}) xbt_log_control_set(quiet);
+  for (const char* quiet :
+       {"xbt_cfg.thresh:warning", "smpi_config.thresh:warning", "smpi_coll.thresh:warning"})
+    xbt_log_control_set(quiet);
   smpi_init_options();
   Engine::set_config("smpi/test:0");
   Engine::set_config("smpi/iprobe:0");
@@ -129,12 +131,15 @@ int main(int argc, char** argv) {
   std::vector<simulated::JobResult> results(static_cast<std::size_t>(ranks));
   double simulated_seconds = 0;
   const auto clock = std::make_shared<SimulatedClock>();
-  const simulated::JobSeams seams{
-      .clock = clock,
-      .executor = std::make_shared<InlineExecutor>(),
-      .charge = [](Seconds duration) { if (duration.count() > 0) simgrid::s4u::this_actor::sleep_for(duration.count()); },
-      .processor_time = processor_time,
-      .passed = [](const char* phase) { simulated::pass_phase(phase); }};
+  const simulated::JobSeams seams{.clock = clock,
+                                  .executor = std::make_shared<InlineExecutor>(),
+                                  .charge =
+                                      [](Seconds duration) {
+                                        if (duration.count() > 0)
+                                          simgrid::s4u::this_actor::sleep_for(duration.count());
+                                      },
+                                  .processor_time = processor_time,
+                                  .passed = [](const char* phase) { simulated::pass_phase(phase); }};
   const auto body = [&](int rank) {
     const Environment environment(nullptr, nullptr);
     WaitPolicy policy;
@@ -158,11 +163,13 @@ int main(int argc, char** argv) {
 
   bool same = true;
   for (const auto& result : results) same = same && result.digest == results.front().digest;
-  std::printf("{\"ranks\": %d, \"per_node\": %d, \"digest\": \"%s\", \"same\": %s, \"step_seconds\": %.9g,\n"
-              "  \"simulated_seconds\": %.6g, \"processor_seconds\": %.3g, \"peak_memory\": %lld, \"reducer\": \"%s\"",
-              ranks, per_node, results.front().digest.c_str(), same ? "true" : "false", results.front().step_seconds,
-              simulated_seconds, (processor_time() - start).count(), static_cast<long long>(peak_memory()),
-              results.front().reducer.c_str());
+  std::printf(
+      "{\"ranks\": %d, \"per_node\": %d, \"digest\": \"%s\", \"same\": %s, \"step_seconds\": %.9g,\n"
+      "  \"simulated_seconds\": %.6g, \"processor_seconds\": %.3g, \"peak_memory\": %lld, \"reducer\": "
+      "\"%s\"",
+      ranks, per_node, results.front().digest.c_str(), same ? "true" : "false", results.front().step_seconds,
+      simulated_seconds, (processor_time() - start).count(), static_cast<long long>(peak_memory()),
+      results.front().reducer.c_str());
   print_phases();
   std::printf("}\n");
   return same ? EXIT_SUCCESS : EXIT_FAILURE;

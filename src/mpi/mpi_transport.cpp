@@ -250,9 +250,8 @@ Request MpiTransport::all_gather(std::span<const std::byte> mine, std::span<std:
 
 Request MpiTransport::all_reduce_sum(std::span<float> values) {
   if (kRanksAreSimulated) {
-    check_mpi(
-        MPI_Allreduce(MPI_IN_PLACE, values.data(), count_of(values.size()), MPI_FLOAT, MPI_SUM, comm_),
-        "MPI_Allreduce");
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, values.data(), count_of(values.size()), MPI_FLOAT, MPI_SUM, comm_),
+              "MPI_Allreduce");
     return {};
   }
   MPI_Request request = MPI_REQUEST_NULL;

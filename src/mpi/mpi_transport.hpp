@@ -57,7 +57,7 @@ class MpiTransport final : public Transport {
   std::shared_ptr<MpiFamily> family_;
   std::shared_ptr<bool> left_ = std::make_shared<bool>(false);  ///< shared by this transport and its memory
   [[no_unique_address]] SimulatedWaits simulated_waits_;
-  MPI_Datatype value_type_ = MPI_DATATYPE_NULL;                 ///< of all_reduce_value, made when first used
+  MPI_Datatype value_type_ = MPI_DATATYPE_NULL;  ///< of all_reduce_value, made when first used
   MPI_Op value_op_ = MPI_OP_NULL;
 };
 

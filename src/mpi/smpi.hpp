@@ -29,8 +29,8 @@ class SimulatedWaits {
   bool test(Request& request);
 
   /// One turn of a wait. Where requests were tested in vain, until one of them is done. Else the wait is for
-  /// what another rank writes into shared memory, and is a sleep; those grow with the wait, so that a long one
-  /// has few turns: it ends at most 3 % late.
+  /// what another rank writes into shared memory, and is a sleep; those grow with the wait, so that a long
+  /// one has few turns: it ends at most 3 % late.
   void relax(std::uint64_t turn);
 
  private:

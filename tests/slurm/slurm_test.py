@@ -206,12 +206,15 @@ class Slurm(harness.EndToEnd):
 
     def test_a_scaling_study(self):
         out = self.folder / "study"
-        job = self.submit("scaling.sbatch", options=["--ntasks=3"], OUT=str(out), STEPS="20", REPEATS="1")
+        job = self.submit("scaling.sbatch", options=["--ntasks=3"], OUT=str(out), GLOBAL_BATCH="240", STEPS="20", REPEATS="1",
+                          SCALING=os.path.join(os.path.dirname(os.path.abspath(harness.TRAIN)), "lockstep-scaling"))
         harness.wait_for(lambda: self.state(job) in ("COMPLETED", "FAILED"), "the study", 100)
         self.assertEqual(self.state(job), "COMPLETED", self.printed(job))
-        self.assertIn("same bits on all", self.printed(job))
-        self.assertEqual([line.split()[0] for line in (out / "table.txt").read_text().splitlines()],
-                         ["ranks", "1", "2", "3"])
+        self.assertIn("All runs of a batch size ended with the same bits.", self.printed(job))
+        samples = harness.read_json(out / "samples.json")
+        self.assertEqual([(sample["ranks"], sample["nodes"]) for sample in samples], [(1, 1), (2, 1), (3, 1)])
+        self.assertEqual([rank["rank"] for rank in harness.read_json(out / "probe.json")], [0, 1, 2])
+        self.assertIn("<svg", (out / "report" / "report.html").read_text())
 
 
 class Scripts(unittest.TestCase):

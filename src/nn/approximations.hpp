@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <cstdint>
-#include <limits>
 
 namespace lockstep {
 
@@ -18,14 +17,15 @@ inline float fused(float a, float b, float c) noexcept {
 #endif
 }
 
-/// e^x. Beyond the range of float: 0 below -87.3, infinity above 88.7.
+/// e^x. Beyond the range of float: 0 below -104, infinity above 88.7.
 inline float fast_exp(float x) noexcept {
-  constexpr float kLow = -87.33654F;
-  constexpr float kHigh = 88.72283F;
+  constexpr float kLow = -104.0F;
+  constexpr float kHigh = 89.0F;
   float y = x < kLow ? kLow : x;
   y = y > kHigh ? kHigh : y;
-  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number
-  const float whole = fused(y, 1.44269504F, kRound) - kRound;
+  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number, in the lowest bits
+  const float rounded = fused(y, 1.44269504F, kRound);
+  const float whole = rounded - kRound;
   const float r = fused(whole, 2.12194440e-4F, fused(whole, -0.693359375F, y));
   float p = 1.9875691500e-4F;
   p = fused(p, r, 1.3981999507e-3F);
@@ -35,14 +35,11 @@ inline float fast_exp(float x) noexcept {
   p = fused(p, r, 5.0000001201e-1F);
   p = fused(p, r * r, r) + 1.0F;
   // In two steps, since 2^128 is no float. A NaN has no whole part; any power will do for it.
-  const float safe = whole == whole ? whole : 0.0F;
-  const auto n = static_cast<std::int32_t>(safe);
+  const std::int32_t n = std::bit_cast<std::int32_t>(rounded) - std::bit_cast<std::int32_t>(kRound);
   const std::int32_t half = n >> 1;
   const float scale_1 = std::bit_cast<float>((half + 127) << 23);
   const float scale_2 = std::bit_cast<float>((n - half + 127) << 23);
-  const float value = p * scale_1 * scale_2;
-  const float above_low = x < kLow ? 0.0F : value;
-  return x > kHigh ? std::numeric_limits<float>::infinity() : above_low;
+  return p * scale_1 * scale_2;
 }
 
 /// 1 / (1 + e^-x)

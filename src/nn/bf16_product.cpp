@@ -34,6 +34,7 @@ Blocks& blocks_of_this_thread() {
 /// Rows that are asked for while others are worked on.
 class Ahead {
  public:
+  /// All of them are asked for in so many calls.
   Ahead(const float* from, std::int64_t distance, std::int64_t columns, std::int64_t rows, std::int64_t calls)
       : from_(from), distance_(distance), columns_(columns), rows_(rows), some_(pieces_of(rows, calls)) {}
 
@@ -97,6 +98,14 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
     for (std::int64_t p = 0; p < k; p += kTerms) {
       const std::int64_t terms = std::min(kTerms, k - p);
       pack_b(blocks, transpose_b, terms, columns, transpose_b ? b + j * ldb + p : b + p * ldb + j, ldb);
+      const std::int64_t next = p + terms;
+      const std::int64_t next_terms = std::min(kTerms, k - next);
+      const std::int64_t panels = pieces_of(columns, kColumns);
+      // B's next terms, some before each tile.
+      Ahead next_b = transpose_b
+                         ? Ahead(b + j * ldb + next, ldb, next_terms, next_terms > 0 ? columns : 0,
+                                 pieces_of(m, kRows) * panels)
+                         : Ahead(b + next * ldb + j, ldb, columns, next_terms, pieces_of(m, kRows) * panels);
       for (std::int64_t block = 0; block < blocks_of_rows; ++block) {
         const std::int64_t i = m * block / blocks_of_rows;  // of equal heights, as far as can be
         const std::int64_t rows = m * (block + 1) / blocks_of_rows - i;
@@ -106,14 +115,16 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
           pack_rows(rows, terms, a + i * lda + p, lda, blocks.a.data());
         }
         const std::int64_t tiles = pieces_of(rows, kRows);
-        // The next block. Not of a transposed A, whose next terms come with those of B.
-        Ahead ahead(a + (i + rows) * lda + p, lda, terms, transpose_a ? 0 : std::min(rows, m - i - rows),
-                    tiles * pieces_of(columns, kColumns));
+        // The next block, or the next terms of this one.
+        Ahead next_a = transpose_a ? Ahead(a + next * lda + i, lda, rows, next_terms, tiles * panels)
+                                   : Ahead(a + (i + rows) * lda + p, lda, terms, std::min(rows, m - i - rows),
+                                           tiles * panels);
         for (std::int64_t t = 0; t < tiles; ++t) {
           const std::int64_t begin = rows * t / tiles;  // likewise
           const std::int64_t height = rows * (t + 1) / tiles - begin;
           for (std::int64_t column = 0; column < columns; column += kColumns) {
-            ahead.ask();
+            next_a.ask();
+            next_b.ask();
             tile(transpose_a ? Order::pairs : Order::rows, height, std::min(kColumns, columns - column),
                  (terms + 1) / 2, blocks.a.data() + begin * (transpose_a ? 1 : kRowDistance),
                  panel(blocks, column), accumulate || p > 0, c + (i + begin) * ldc + j + column, ldc);

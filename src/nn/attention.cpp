@@ -327,11 +327,17 @@ Group largest_of(std::int64_t seen, const float* scores) {
   return top;
 }
 
-/// weights = e^((scores - top) * scale)
-void exponentials(std::int64_t seen, const float* top, float scale, float* weights) {
+/// weights = e^((scores - top) * scale) * share
+void exponentials(std::int64_t seen, const float* top, float scale, const float* share, float* weights) {
+  float its_top[kLanes];
+  float its_share[kLanes];
+  std::copy_n(top, kLanes, its_top);
+  std::copy_n(share, kLanes, its_share);
   for (std::int64_t j = 0; j < seen; ++j) {
     float* of_key = weights + j * kLanes;
-    for (std::int64_t i = 0; i < kLanes; ++i) of_key[i] = fast_exp((of_key[i] - top[i]) * scale);
+    for (std::int64_t i = 0; i < kLanes; ++i) {
+      of_key[i] = fast_exp((of_key[i] - its_top[i]) * scale) * its_share[i];
+    }
   }
 }
 
@@ -347,14 +353,6 @@ Group sums_of(std::int64_t seen, Term&& term) {
     for (std::int64_t h = 0; h < 2; ++h) sums.half[h] += some.half[h];
   }
   return sums;
-}
-
-/// weights *= share
-void normalize(std::int64_t seen, const float* share, float* weights) {
-  for (std::int64_t j = 0; j < seen; ++j) {
-    float* of_key = weights + j * kLanes;
-    for (std::int64_t i = 0; i < kLanes; ++i) of_key[i] *= share[i];
-  }
 }
 
 /// From those of the weights to those of the scores before the scale: 0 where the weight is.
@@ -446,6 +444,8 @@ void CausalAttention::forward(const Pass& pass, std::span<const float> input, st
   const std::int64_t row = 3 * width_;
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_));
   float* weights = pass.room.data();
+  float ones[kLanes];
+  std::ranges::fill(ones, 1.0F);
   for_heads(pass, scratch, [&](Products& products, float* kept, std::int64_t in, std::int64_t out) {
     const float* queries = input.data() + in;
     products.see(positions_, queries + width_, queries + 2 * width_, false);
@@ -457,7 +457,7 @@ void CausalAttention::forward(const Pass& pass, std::span<const float> input, st
       products.scores(seen, weights);
       mask(q, seen, weights);
       put(largest_of(seen, weights), kept);
-      exponentials(seen, kept, scale, weights);
+      exponentials(seen, kept, scale, ones, weights);
       put(sums_of(seen, [&](std::int64_t at) { return load<Vector>(weights + at); }), share);
       for (std::int64_t i = 0; i < kLanes; ++i) share[i] = 1.0F / share[i];
       float* to = output.data() + out + q * width_;
@@ -487,9 +487,8 @@ void CausalAttention::backward(const Pass& pass, std::span<const float> input, s
       products.take(count, queries + q * row, output_gradient.data() + out + q * width_);
       products.scores(seen, weights);
       mask(q, seen, weights);
-      exponentials(seen, kept, scale, weights);
+      exponentials(seen, kept, scale, kept + kLanes, weights);
       products.slopes(seen, slopes);
-      normalize(seen, kept + kLanes, weights);
       slopes_of_scores(seen, scale, weights, slopes);
       products.query_gradient(seen, slopes, query_gradient + q * row);
       // These queries are the first that see the keys of their own positions.

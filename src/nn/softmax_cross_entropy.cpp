@@ -25,12 +25,10 @@ std::size_t checked_label(std::span<const std::int32_t> labels, std::size_t samp
   return static_cast<std::size_t>(label);
 }
 
-std::size_t index_of_largest(const float* values, std::size_t count) noexcept {
-  std::size_t best = 0;
-  for (std::size_t j = 1; j < count; ++j) {
-    if (values[j] > values[best]) best = j;
-  }
-  return best;
+/// Whether the largest is that of `label`, and no earlier one is as large.
+bool is_first_largest(std::span<const float> logits, std::size_t label, float top) noexcept {
+  return logits[label] == top &&
+         std::ranges::find(logits.first(label), top) == logits.begin() + static_cast<std::ptrdiff_t>(label);
 }
 
 }  // namespace
@@ -72,7 +70,6 @@ Score SoftmaxCrossEntropy::evaluate(std::int64_t samples, std::span<const float>
   for (std::size_t i = 0; i < rows; ++i) {
     const std::span<const float> logits = outputs.subspan(i * classes, classes);
     const std::size_t label = checked_label(targets.labels, i, classes);
-    const std::size_t best = index_of_largest(logits.data(), classes);
     const float top = largest(logits);
     double sum = 0;
     std::span<float> out;
@@ -95,7 +92,7 @@ Score SoftmaxCrossEntropy::evaluate(std::int64_t samples, std::span<const float>
       score.loss_sum += sample_loss * share;
       sample_loss = 0;
     }
-    if (best == label && !std::isnan(loss)) ++score.correct;
+    if (is_first_largest(logits, label, top) && !std::isnan(loss)) ++score.correct;
     if (gradient.empty()) continue;
     const auto per_sum = static_cast<float>(1.0 / sum);
     const float each = positions == 1 ? scale : scale * static_cast<float>(share);

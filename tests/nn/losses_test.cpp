@@ -101,6 +101,15 @@ TEST_CASE("losses have the values that their formulas say") {
         doctest::Approx(0.9 * (log_sum - 2) + 0.025 * (4 * log_sum - 2)));
 }
 
+TEST_CASE("a class is correct where its logit is the first of the largest ones") {
+  const std::vector<float> logits{1, 4, 4, 2, 4};
+  for (std::int32_t label = 0; label < 5; ++label) {
+    CAPTURE(label);
+    const Targets wanted{std::span<const std::int32_t>(&label, 1)};
+    CHECK(SoftmaxCrossEntropy{}.evaluate(1, logits, wanted, 1, {}).correct == (label == 1 ? 1 : 0));
+  }
+}
+
 TEST_CASE("a huge logit overflows no loss, and NaN reaches every loss") {
   const std::vector<float> huge{1e30F, -1e30F};
   const std::vector<float> right{1, 0};

@@ -89,4 +89,16 @@ inline float fast_erf(float x) noexcept {
   return x >= 4.0F ? 1.0F : below;
 }
 
+/// P(a standard normal value is above x) for x >= 0, where e = e^(-x^2 / 2) is known: to 1e-7 (Abramowitz and
+/// Stegun 7.1.26).
+inline float normal_tail(float x, float e) noexcept {
+  const float t = 1.0F / fused(x, 0.23164189F, 1.0F);
+  float p = 0.5307027145F;
+  p = fused(p, t, -0.7265760135F);
+  p = fused(p, t, 0.7107068705F);
+  p = fused(p, t, -0.142248368F);
+  p = fused(p, t, 0.127414796F);
+  return p * t * e;
+}
+
 }  // namespace lockstep

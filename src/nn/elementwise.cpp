@@ -95,8 +95,10 @@ void gelu(std::span<const float> input, std::span<float> output) noexcept {
 void gelu_backward(std::span<const float> input, std::span<const float> output_gradient,
                    std::span<float> input_gradient) noexcept {
   map(input, output_gradient, input_gradient, [](float x, float g) {
-    const float share = 0.5F * (1.0F + fast_erf(x * kSqrtHalf));
-    return g * (share + x * kGaussian * fast_exp(-0.5F * x * x));
+    const float e = fast_exp(-0.5F * x * x);
+    const float below = normal_tail(x < 0.0F ? -x : x, e);
+    const float share = x < 0.0F ? below : 1.0F - below;
+    return g * (share + x * kGaussian * e);
   });
 }
 

@@ -85,6 +85,13 @@ TEST_CASE("the functions are those of the C library within rounding, everywhere,
         [](double x) { return x * 0.5 * std::erfc(-x * std::sqrt(0.5)); }, 1e-6);
   check([](const auto& a, auto& b) { silu(a, std::span<float>(b)); },
         [](double x) { return x / (1 + std::exp(-x)); }, 1e-6);
+  const std::vector<float> ones(in.size(), 1.0F);
+  check([&](const auto& a, auto& b) { gelu_backward(a, std::span(ones).first(a.size()), b); },
+        [](double x) {
+          const double density = std::exp(-0.5 * x * x) * 0.3989422804014327;
+          return 0.5 * std::erfc(-x * std::sqrt(0.5)) + (std::isinf(x * x) ? 0.0 : x * density);
+        },
+        1e-6);
 }
 
 TEST_CASE("the sum of exponentials is that of the C library, and the largest value wins wherever it is") {

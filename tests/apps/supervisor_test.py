@@ -14,10 +14,11 @@ SUPERVISOR = pathlib.Path(__file__).resolve().parent.parent.parent / "tools/run_
 class Supervised(harness.Job):
     """tools/run_until_done and what it launches, running beside the test."""
 
-    def __init__(self, *words):
+    def __init__(self, *words, **variables):
         super().__init__(1, "true")
         self.process.wait()
-        self.process = subprocess.Popen([str(word) for word in (SUPERVISOR, *words)], env=harness.environment(),
+        self.process = subprocess.Popen([str(word) for word in (SUPERVISOR, *words)],
+                                        env={**harness.environment(), **variables},
                                         stdin=subprocess.DEVNULL, stdout=self.error_file, stderr=self.error_file)
 
 
@@ -76,6 +77,38 @@ class Supervisor(EndToEnd):
         self.assertEqual(ended.code, 75, str(ended))
         self.assertIn("given up at step ? after 8 restarts in a row", ended.err)
         self.assertEqual(ended.out.count("launched"), 9, str(ended))
+
+    def script(self, name, text):
+        """A program in self.folder; returns what must be in the environment for it to be found first."""
+        path = self.folder / name
+        path.write_text("#!/bin/bash\nset -eu\ncd " + str(self.folder) + "\n" + text)
+        path.chmod(0o755)
+        return {"PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+
+    def test_a_signal_before_there_is_a_training_to_hear_it(self):
+        # Slurm may signal a batch script as soon as it runs; here, while it asks when its allocation ends.
+        self.script("mpirun", "trap 'exit 75' USR1\nfor ((;;)); do sleep 0.1; done\n")
+        found = self.script("squeue", "until [[ -s pid ]]; do sleep 0.01; done\nkill -s USR1 $(< pid)\n")
+        with Supervised("--checkpoint_dir", self.folder, "mpirun", **found) as job:
+            (self.folder / "new").write_text(str(job.process.pid))
+            (self.folder / "new").rename(self.folder / "pid")
+            ended = job.wait()
+        self.assertEqual(ended.code, 75, str(ended))
+        self.assertIn("by SIGUSR1; launch again to go on", ended.err)
+
+    def test_slurm_does_not_always_answer(self):
+        once = 'if [[ ! -e $1 ]]; then touch "$1"; echo "Socket timed out on send/recv operation" >&2; exit 1; fi\n'
+        self.script("squeue", 'case $* in *%T) set -- squeue.failed; ' + once + ' echo RUNNING ;; *%A) echo 7 ;; esac\n')
+        found = self.script("scontrol", 'echo "$*" >> asked\nset -- scontrol.failed\n' + once)
+        words = ["--requeue", "--checkpoint_dir", self.folder, "sh", "-c", "exit 75"]
+        with Supervised(*words, **found, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3") as job:
+            self.wait_for(job, lambda: "queued again as job 7_3" in job.text(), "the job to be queued again")
+        self.assertEqual((self.folder / "asked").read_text(), "requeue 7_3\n" * 2)
+        # Submitted by a task of an array it has the task's variables, and is no task.
+        (self.folder / "asked").unlink()
+        with Supervised(*words, **{**found, "SLURM_JOB_ID": "8"}, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3") as job:
+            self.wait_for(job, lambda: "queued again as job 8" in job.text(), "the job to be queued again")
+        self.assertEqual((self.folder / "asked").read_text(), "requeue 8\n")
 
     def test_a_launcher_that_stays_behind_alone(self):
         """As Open MPI's may, when a rank dies while it makes itself known."""

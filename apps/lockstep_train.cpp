@@ -424,8 +424,11 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     SessionConfig& config = session_options.config;
     config.fresh = false;
     config.restore_from.clear();
-    const double gone = (machine.clock->now() - machine.started).count();
-    if (config.max_run_secs > 0) config.max_run_secs = std::max(1e-3, config.max_run_secs - gone);
+    // Ranks did not start at the same time, and settings must be the same on all.
+    const auto gone = comm.all_gather((machine.clock->now() - machine.started).count());
+    if (config.max_run_secs > 0) {
+      config.max_run_secs = std::max(1e-3, config.max_run_secs - *std::ranges::max_element(gone));
+    }
   }
   MonitoredTrainingSession session(comm, state, std::move(session_options));
   machine.begun = true;

@@ -62,7 +62,8 @@ class LostRanks(harness.EndToEnd):
         options = self.options(hidden=64, last_step=LAST_STEP, checkpoint_dir=directory, save_checkpoint_steps=10,
                                save_checkpoint_secs=0, **NO_LIMIT, clip_norm=clip_norm,
                                second_copy=draw.choice((0, 1)), shard_optimizer=draw.choice((0, 1)),
-                               ranks_per_node=draw.choice((0, 1, 2)))
+                               ranks_per_node=draw.choice((0, 1, 2)),
+                               max_run_secs=100000)  # of which those that go on have some left
         killed = 0
         with harness.Job(ranks, harness.TRAIN, *options, launcher_options=FAULT_TOLERANT) as job:
             for victim, step in zip(victims, steps):

@@ -96,6 +96,15 @@ class Supervisor(EndToEnd):
         self.assertEqual(ended.code, 75, str(ended))
         self.assertIn("by SIGUSR1; launch again to go on", ended.err)
 
+    def test_a_rank_that_is_lost_after_the_last_save(self):
+        # What is launched again finds the run complete, evaluates it and writes its report.
+        self.script("mpirun", """printf '{\n "global_step": 5,\n "state": "done",\n "updated": %s\n}\n' $BASHPID > status.json
+if [[ ! -e again ]]; then touch again; kill -s KILL $BASHPID; fi
+""")
+        ended = harness.execute(SUPERVISOR, "--pause", 0, "--checkpoint_dir", self.folder, self.folder / "mpirun")
+        self.assertEqual(ended.code, 0, str(ended))
+        self.assertIn("exit code 137 at step 5: restart 1", ended.err)
+
     def test_slurm_does_not_always_answer(self):
         once = 'if [[ ! -e $1 ]]; then touch "$1"; echo "Socket timed out on send/recv operation" >&2; exit 1; fi\n'
         self.script("squeue", 'case $* in *%T) set -- squeue.failed; ' + once + ' echo RUNNING ;; *%A) echo 7 ;; esac\n')

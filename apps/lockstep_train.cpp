@@ -359,7 +359,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   log.info(fmt::format("{}, {}, {} rank{}, {} thread{} a rank", version_text(), Environment::library(),
                        comm.size(), comm.size() == 1 ? "" : "s", options.threads,
                        options.threads == 1 ? "" : "s"));
-  report_placement(comm, log);
+  report_placement(comm, log, options.threads);
   warn_of_unused_tasks(comm, log);
   log.info(fmt::format("data: {} samples of {} {}", dataset->size(), to_string(dataset->sample_shape()),
                        dataset->classes() > 0 ? fmt::format("in {} classes", dataset->classes())

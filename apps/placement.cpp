@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstddef>
 #include <map>
+#include <numeric>
 #include <set>
 #include <span>
 #include <string>
@@ -24,6 +25,7 @@ struct Node {
   std::string host;
   std::vector<int> ranks;
   std::vector<std::vector<int>> cores;  ///< of each of `ranks`, in increasing order
+  std::vector<int> threads;             ///< of each of `ranks`
 };
 
 std::vector<int> my_cores() {
@@ -41,10 +43,10 @@ std::vector<int> my_cores() {
   return cores;
 }
 
-/// "host\nboot id\n0 1 2 3"
-std::string describe_myself() {
+/// "host\nboot id\n4 0 1 2 3": the threads, then the cores
+std::string describe_myself(int threads) {
   const SystemIdentity identity;
-  std::string text = identity.host() + "\n" + identity.boot_id() + "\n";
+  std::string text = fmt::format("{}\n{}\n{} ", identity.host(), identity.boot_id(), threads);
   for (const int core : my_cores()) text += std::to_string(core) + " ";
   return text;
 }
@@ -60,7 +62,7 @@ std::vector<Node> nodes_of(const std::vector<std::string>& texts) {
     const std::size_t boot_end = text.find('\n', host_end + 1);
     const auto [entry, is_new] =
         known.emplace(text.substr(host_end + 1, boot_end - host_end - 1), nodes.size());
-    if (is_new) nodes.push_back({.host = text.substr(0, host_end), .ranks = {}, .cores = {}});
+    if (is_new) nodes.push_back({.host = text.substr(0, host_end), .ranks = {}, .cores = {}, .threads = {}});
     Node& node = nodes[entry->second];
     node.ranks.push_back(static_cast<int>(rank));
     std::vector<int>& cores = node.cores.emplace_back();
@@ -69,6 +71,8 @@ std::vector<Node> nodes_of(const std::vector<std::string>& texts) {
       at = std::from_chars(at, text.data() + text.size(), core).ptr + 1;
       cores.push_back(core);
     }
+    node.threads.push_back(cores.front());
+    cores.erase(cores.begin());
   }
   return nodes;
 }
@@ -127,19 +131,35 @@ class Seating {
 
 /// What is wrong with a node, or nothing.
 std::string complaint(const Node& node) {
-  if (node.ranks.size() == 1) return "";
   std::set<int> all;
   std::size_t sum = 0;
   for (const auto& cores : node.cores) {
     all.insert(cores.begin(), cores.end());
     sum += cores.size();
   }
-  if (node.ranks.size() > all.size()) {
+  const auto threads = static_cast<std::size_t>(std::reduce(node.threads.begin(), node.threads.end()));
+  std::vector<int> crowded;
+  for (std::size_t i = 0; i < node.ranks.size(); ++i) {
+    if (static_cast<std::size_t>(node.threads[i]) > node.cores[i].size()) crowded.push_back(node.ranks[i]);
+  }
+  if (node.ranks.size() > 1 && node.ranks.size() > all.size()) {
     return fmt::format(
         "{} ranks share {} core{}, and all wait for the slowest; start at most {} rank{} a node, or "
         "ask for more cores",
         node.ranks.size(), all.size(), all.size() == 1 ? "" : "s", all.size(), all.size() == 1 ? "" : "s");
   }
+  if (!crowded.empty()) {
+    return fmt::format(
+        "rank{} {} ha{} more threads than cores to run on; use fewer --threads, or bind ranks to more cores "
+        "with "
+        "mpirun --map-by slot:PE=N, or srun --cpus-per-task=N",
+        crowded.size() == 1 ? "" : "s", to_string_ranks(crowded), crowded.size() == 1 ? "s" : "ve");
+  }
+  if (threads > all.size()) {
+    return fmt::format("{} threads of {} ranks share {} cores; use fewer --threads, or ask for more cores",
+                       threads, node.ranks.size(), all.size());
+  }
+  if (node.ranks.size() == 1) return "";
   const std::size_t seated = Seating(node).seated();
   if (seated < node.ranks.size()) {
     return fmt::format(
@@ -157,8 +177,8 @@ std::string complaint(const Node& node) {
 
 }  // namespace
 
-void report_placement(const Communicator& world, const Log& log) {
-  const auto texts = world.all_gather_text(describe_myself());
+void report_placement(const Communicator& world, const Log& log, int threads) {
+  const auto texts = world.all_gather_text(describe_myself(threads));
   if (!world.is_chief()) return;
   const std::vector<Node> nodes = nodes_of(texts);
   std::map<std::string, std::vector<const Node*>> complaints;

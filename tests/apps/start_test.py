@@ -9,10 +9,11 @@ STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "3"}
 
 
 class Start(EndToEnd):
-    def started(self, *launcher, program=None, **variables):
+    def started(self, *launcher, program=None, threads=1, **variables):
         """How the program ends when it is started by the words of `launcher`, with these variables set."""
         words = ["env", *(f"{name}={value}" for name, value in variables.items()), *launcher]
-        return harness.execute(*words, program or harness.TRAIN, *self.options(last_step=2))
+        return harness.execute(*words, program or harness.TRAIN,
+                               *self.options(last_step=2, threads=threads))
 
     def assert_refused(self, ended):
         self.assertEqual(ended.code, 78, str(ended))
@@ -36,14 +37,14 @@ class Start(EndToEnd):
         self.assertEqual(ended.code, 0, str(ended))
         self.assertIn("Slurm has given 3 tasks to this job, and 1 rank runs", ended.err)
 
-    def place(self, *cores):
+    def place(self, *cores, threads=1):
         """The lines about placement of a run whose rank N may use the cores of the Nth word."""
         choose = 'set -- "$@"; case $OMPI_COMM_WORLD_RANK in ' + "".join(
             f"{rank}) taskset -cp {word} $$ > /dev/null ;; " for rank, word in enumerate(cores)) + 'esac; exec "$@"'
-        ended = self.started(*harness.mpirun(len(cores)), "sh", "-c", choose, "sh")
+        ended = self.started(*harness.mpirun(len(cores)), "sh", "-c", choose, "sh", threads=threads)
         self.assertEqual(ended.code, 0, str(ended))
         return [line.replace("warning: ", "") for line in ended.err.splitlines() if "node " in line and ": r" in line
-                or "ranks share" in line]
+                or " share " in line or "more threads than cores" in line]
 
     def test_where_ranks_run(self):
         cores = sorted(os.sched_getaffinity(0))
@@ -51,12 +52,17 @@ class Start(EndToEnd):
         lines = self.place(first, first, first)
         self.assertIn(f"ranks 0-2 on core {first}", lines[0])
         self.assertIn("3 ranks share 1 core,", lines[1])
+        self.assertIn("rank 0 has more threads than cores", self.place(first, threads=2)[1])
         if len(cores) < 2:
             self.skipTest("the rest needs two cores")
         second = cores[1]
         lines = self.place(first, second)
         self.assertIn(f"rank 0 on core {first}; rank 1 on core {second}", lines[0])
         self.assertEqual(len(lines), 1, "nothing to complain about")
+        self.assertIn("ranks 0, 1 have more threads than cores", self.place(first, second, threads=2)[1])
+        self.assertEqual(len(self.place(f"{first},{second}", threads=2)), 1, "nothing to complain about")
+        both = f"{first},{second}"
+        self.assertIn("4 threads of 2 ranks share 2 cores", self.place(both, both, threads=2)[1])
         lines = self.place(f"{first},{second}", f"{first},{second}")
         self.assertIn("not bound", lines[1])
         lines = self.place(f"{first},{second}", second)

@@ -53,7 +53,8 @@ int Ranks::parse_word(int count, char** words) {
 void Ranks::run(const std::function<void(int, const Communicator&)>& body) const {
   using simgrid::s4u::Engine;
   auto* const engine = Engine::get_instance();
-  for (const char* quiet : {"xbt_cfg.thresh:warning", "smpi_config.thresh:warning", "smpi_coll.thresh:warning"}) {
+  for (const char* quiet :
+       {"xbt_cfg.thresh:warning", "smpi_config.thresh:warning", "smpi_coll.thresh:warning"}) {
     xbt_log_control_set(quiet);
   }
   smpi_init_options();
@@ -69,7 +70,8 @@ void Ranks::run(const std::function<void(int, const Communicator&)>& body) const
   engine->load_platform(platform);
   const auto hosts = hosts_of(*engine);
   if (static_cast<std::size_t>((ranks + per_node - 1) / per_node) > hosts.size()) {
-    throw UsageError(fmt::format("{} has {} hosts; give fewer ranks or more --per_node", platform, hosts.size()));
+    throw UsageError(
+        fmt::format("{} has {} hosts; give fewer ranks or more --per_node", platform, hosts.size()));
   }
   SMPI_app_instance_register("job", nullptr, ranks);
   for (int rank = 0; rank < ranks; ++rank) {

@@ -16,11 +16,12 @@ struct Ranks {
   int per_node = 1;
   std::function<void()> ready = {};  ///< called before the first rank runs
 
-  /// Words of the command line: --platform FILE --ranks N --per_node N. Returns how many words were understood: 0 or 2.
+  /// Words of the command line: --platform FILE --ranks N --per_node N. Returns how many words were
+  /// understood: 0 or 2.
   int parse_word(int count, char** words);
 
-  /// Runs `body(rank, world)` for each rank to its end. Once a process. Throws UsageError where the platform has too
-  /// few hosts.
+  /// Runs `body(rank, world)` for each rank to its end. Once a process. Throws UsageError where the platform
+  /// has too few hosts.
   void run(const std::function<void(int rank, const Communicator& world)>& body) const;
 };
 

@@ -93,7 +93,8 @@ int main(int argc, char** argv) {
   for (const auto& result : results) same = same && result.digest == results.front().digest;
   std::printf(
       "{\"ranks\": %d, \"per_node\": %d, \"digest\": \"%s\", \"same\": %s, \"step_seconds\": %.9g,\n"
-      "  \"simulated_seconds\": %.6g, \"processor_seconds\": %.3g, \"peak_memory\": %lld, \"reducer\": \"%s\"",
+      "  \"simulated_seconds\": %.6g, \"processor_seconds\": %.3g, \"peak_memory\": %lld, \"reducer\": "
+      "\"%s\"",
       ranks.ranks, ranks.per_node, results.front().digest.c_str(), same ? "true" : "false",
       results.front().step_seconds, simulated_seconds, (processor_time() - start).count(),
       static_cast<long long>(peak_memory()), results.front().reducer.c_str());

@@ -348,6 +348,7 @@ std::string CanonicalReducer::describe() const {
       way += fmt::format(" in {} bucket{} of up to {} KiB", plan_.buckets.size(),
                          plan_.buckets.size() == 1 ? "" : "s", (largest * sizeof(float) + 1023) / 1024);
     }
+    if (plan_.halving) way += ", by halving";
     if (!plan_.residual.empty()) way += ", rounded to bf16";
     if (plan_.shard) way += ", each rank its shard";
   }

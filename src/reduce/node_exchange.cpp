@@ -160,11 +160,22 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
     const double in_buckets = 2 * link.latency + 2 * (nodes - 1) * 0.2 * link.latency +
                               2 * (nodes - 1) / nodes * bytes * link.seconds_per_byte;
     constexpr double kMaxDoubling = 1 << 20;
-    plan.doubling = surely_doubling || (share <= kMaxDoubling && doubling < in_buckets);
+    // Where buckets to all nodes are many small messages.
+    constexpr double kBucket = 1 << 20;
+    constexpr double kClearly = 0.8;
+    const double transfer = 2 * bytes * link.seconds_per_byte;
+    const double messages = 2 * (nodes - 1) * 0.2 * link.latency * std::max(1.0, share / kBucket);
+    const double halving = 2 * rounds * link.latency * std::max(1.0, share / (4 * kBucket)) +
+                           transfer * (std::has_single_bit(static_cast<unsigned>(topology.nodes)) ? 1 : 2);
+    plan.halving = halving < kClearly * (transfer + messages);
+    plan.doubling =
+        surely_doubling || (share <= kMaxDoubling && doubling < (plan.halving ? halving : in_buckets));
   } else {
     plan.doubling = options.exchange == ReducerOptions::Exchange::doubling;
+    plan.halving = options.exchange == ReducerOptions::Exchange::halving;
   }
   plan.doubling = plan.doubling && !plan.shard && !rounded;
+  plan.halving = plan.halving && !plan.doubling && !plan.shard && !rounded;
   if (plan.doubling || elements == 0) {
     plan.buckets = {{0, elements}};
     return plan;
@@ -183,7 +194,10 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
     const double most =
         std::max(bytes / kBuckets,
                  bytes <= 2 * kNeverTooMuch ? kNeverTooMuch : std::min(kNeverTooMuch, bytes / kBucketsOfFew));
-    const double overhead = 2 * link.overhead / link.seconds_per_byte;  // as bytes
+    // As bytes.
+    const double overhead = plan.halving
+                                ? 2 * std::ceil(std::log2(nodes)) * link.latency / link.seconds_per_byte
+                                : 2 * link.overhead / link.seconds_per_byte;
     bucket_bytes = std::max({kLeast, std::sqrt(bytes * overhead), overhead / kMostOverhead});
     bucket_bytes = std::min(bucket_bytes, most);
   }
@@ -231,14 +245,21 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
     of_nodes.push_back(std::move(of_node));
     shards_.push_back(shard_of(topology, elements, n, my_column));
   }
-  auto top = combine_programs(micro_batches, all);
-  if (top.size() != 1) throw InternalError("the partial sums of all nodes do not add up to one");
-  top_program_ = std::move(top.front());
-  sources_.resize(all.size());
+  if (!plan.doubling && !plan.halving) {
+    auto top = combine_programs(micro_batches, all);
+    if (top.size() != 1) throw InternalError("the partial sums of all nodes do not add up to one");
+    top_program_ = std::move(top.front());
+    sources_.resize(all.size());
+  }
 
   for (const ElementRange& range : plan.buckets) {
     Bucket bucket;
     const ElementRange mine = part_of(range, my_column, topology.columns, kArenaAlignment);
+    if (plan.doubling || plan.halving) {
+      bucket.pieces = {mine};
+      buckets_.push_back(std::move(bucket));
+      continue;
+    }
     for (int n = 0; n < topology.nodes; ++n) {
       if (shard_) {
         const ElementRange& shard = shards_[static_cast<std::size_t>(n)];
@@ -250,12 +271,14 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
     }
     buckets_.push_back(std::move(bucket));
   }
-  outbox_.resize(nodes);
-  inbox_.resize(nodes);
-  if (plan.doubling) {
+  in_flight_ = std::min(kInFlight, buckets_.size() - 1);
+  if (plan.doubling || plan.halving) {
+    halving_ = plan.halving;
     plan_rounds(micro_batches, of_nodes);
     return;
   }
+  outbox_.resize(nodes);
+  inbox_.resize(nodes);
   const Bucket& last = buckets_.back();
   for (std::size_t n = 0; n < nodes; ++n) {
     if (n == me_) continue;
@@ -266,7 +289,7 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
   for (const Bucket& bucket : buckets_) {
     if (&bucket != &last) largest = std::max(largest, bucket.pieces[me_].size());
   }
-  inboxes_.resize(std::min(kInFlight, buckets_.size() - 1));
+  inboxes_.resize(in_flight_);
   if (!residual_.empty()) {
     block_.resize(kBlock);
     rounded_.resize(inboxes_.size() + 1);
@@ -395,10 +418,13 @@ void NodeExchange::plan_rounds(std::int64_t micro_batches,
       rounds_.back().replaces = true;
     }
   }
-  std::size_t elements = 0;
-  for (const ElementRange& piece : buckets_.front().pieces) elements += piece.size();
-  outbox_[me_].resize(message_bytes(most, elements));
-  inbox_[me_].resize(message_bytes(most, elements));
+  if (halving_) {
+    make_lanes(most);
+    return;
+  }
+  const std::size_t elements = buckets_.front().pieces.front().size();
+  outbox_.emplace_back(message_bytes(most, elements));
+  inbox_.emplace_back(message_bytes(most, elements));
   held_.resize(most * (values_ + elements));
   next_.resize(held_.size());
   sources_.resize(2 * most);
@@ -456,6 +482,10 @@ void NodeExchange::start(std::size_t index) {
 }
 
 void NodeExchange::post(std::size_t index) {
+  if (halving_) {
+    begin_halving(index);
+    return;
+  }
   Bucket& bucket = buckets_[index];
   const int tag = kBucketTag + 2 * static_cast<int>(index);
   const ElementRange mine = bucket.pieces[me_];
@@ -488,12 +518,20 @@ void NodeExchange::post(std::size_t index) {
 void NodeExchange::poll() {
   for (std::size_t index = settled_; index < posted_; ++index) advance(index);
   while (settled_ < posted_ && buckets_[settled_].state == Bucket::State::done) ++settled_;
-  while (posted_ < started_ && posted_ - settled_ < inboxes_.size()) post(posted_++);
+  while (posted_ < started_ && posted_ - settled_ < in_flight_) post(posted_++);
 }
 
 void NodeExchange::advance(std::size_t index) {
   using State = Bucket::State;
   Bucket& bucket = buckets_[index];
+  if (halving_) {
+    while ((bucket.state == State::collecting || bucket.state == State::spreading) && all_done(bucket)) {
+      bucket.requests.clear();
+      bucket.done = 0;
+      end_step(index);
+    }
+    return;
+  }
   if (bucket.state == State::collecting && all_done(bucket)) {
     bucket.requests.clear();
     bucket.done = 0;
@@ -625,7 +663,9 @@ void NodeExchange::unpack_sums(std::size_t index) {
 }
 
 Tally NodeExchange::complete(const Tally& of_node) {
-  const Tally total = rounds_.empty() ? complete_buckets(of_node) : complete_rounds(of_node);
+  const Tally total = rounds_.empty() ? complete_buckets(of_node)
+                      : halving_      ? complete_halving(of_node)
+                                      : complete_rounds(of_node);
   started_ = posted_ = settled_ = 0;
   for (Bucket& bucket : buckets_) bucket.state = Bucket::State::idle;
   return total;
@@ -712,8 +752,7 @@ Tally NodeExchange::complete_buckets(const Tally& of_node) {
 }
 
 Tally NodeExchange::complete_rounds(const Tally& of_node) {
-  const auto& pieces = buckets_.front().pieces;  // neighbours, in order
-  const ElementRange mine{pieces.front().first, pieces.back().last};
+  const ElementRange mine = buckets_.front().pieces.front();
   const std::size_t stride = values_ + mine.size();
   Tally total = of_node;
   waited_ = Seconds{0};
@@ -726,8 +765,8 @@ Tally NodeExchange::complete_rounds(const Tally& of_node) {
     }
   }
   for (const Round& round : rounds_) {
-    auto& out = outbox_[me_];
-    auto& in = inbox_[me_];
+    auto& out = outbox_.front();
+    auto& in = inbox_.front();
     if (round.receives) {
       const auto space = std::span(in).first(message_bytes(round.theirs, mine.size()));
       requests_.push_back(column_.receive(space, round.partner, kRoundTag));
@@ -781,6 +820,245 @@ Tally NodeExchange::complete_rounds(const Tally& of_node) {
   return total;
 }
 
+/// There: what rounds_ says, but for its last where that brings the sum to a node that has given all it had.
+/// Back: the swaps, the last one first; then that one.
+void NodeExchange::make_lanes(std::size_t most) {
+  const Round& end = rounds_.back();
+  const bool tail = rounds_.size() > 1 && !(end.sends && end.receives);
+  there_ = rounds_.size() - (tail ? 1 : 0);
+  swaps_ = static_cast<std::size_t>(
+      std::ranges::count_if(rounds_, [](const Round& round) { return round.sends && round.receives; }));
+  steps_ = there_ + swaps_ + (tail ? 1 : 0);
+  sources_.resize(2 * most);
+  lanes_.resize(in_flight_ + 1);
+  for (std::size_t index = 0; index < buckets_.size(); ++index) {
+    const std::size_t head = is_last(index) ? values_ : 0;
+    const std::size_t floats = most * (head + buckets_[index].pieces.front().size());
+    const std::size_t bytes = (is_last(index) ? sizeof(Tally) : 0) + floats * sizeof(float);
+    Lane& mine = lane(index);
+    const auto fit = [](auto& box, std::size_t size) { box.resize(std::max(box.size(), size)); };
+    fit(mine.held, floats);
+    fit(mine.next, floats);
+    fit(mine.out, bytes);
+    fit(mine.in, bytes);
+  }
+}
+
+NodeExchange::Lane& NodeExchange::lane(std::size_t index) {
+  return is_last(index) ? lanes_.back() : lanes_[index % in_flight_];
+}
+
+void NodeExchange::begin_halving(std::size_t index) {
+  Bucket& bucket = buckets_[index];
+  bucket.state = Bucket::State::collecting;
+  bucket.step = 0;
+  bucket.before.clear();
+  bucket.range = bucket.pieces.front();
+  bucket.partials = partials_.size();
+  if (!is_last(index) || sums(total_)) {
+    float* out = lane(index).held.data();
+    for (const float* partial : partials_) {
+      if (is_last(index)) out = std::copy_n(partial + elements_, values_, out);
+      out = std::copy_n(partial + bucket.range.first, bucket.range.size(), out);
+    }
+  }
+  post_step(index);
+}
+
+/// Messages of the last bucket begin with the ballots so far, and with the values of each partial sum.
+void NodeExchange::post_step(std::size_t index) {
+  Bucket& bucket = buckets_[index];
+  Lane& mine = lane(index);
+  const bool last = is_last(index);
+  const std::size_t front = last ? sizeof(Tally) : 0;
+  const std::size_t head = last ? values_ : 0;
+  const ElementRange range = bucket.range;
+  const int tag = kBucketTag + 2 * static_cast<int>(index);
+  const auto send = [&](const Round& round, int with_tag, ElementRange part) {
+    if (last) std::memcpy(mine.out.data(), &total_, sizeof total_);
+    std::size_t bytes = front;
+    if (!last || sums(total_)) {
+      auto* out = reinterpret_cast<float*>(mine.out.data() + front);
+      for (std::size_t p = 0; p < bucket.partials; ++p) {
+        const float* partial = mine.held.data() + p * (head + range.size());
+        out = std::copy_n(partial, head, out);
+        out = std::copy_n(partial + head + (part.first - range.first), part.size(), out);
+      }
+      bytes += bucket.partials * (head + part.size()) * sizeof(float);
+    }
+    if (bytes > 0)
+      bucket.requests.push_back(column_.send(std::span(mine.out).first(bytes), round.partner, with_tag));
+  };
+  const auto receive = [&](const Round& round, int with_tag, std::size_t partials, std::size_t elements) {
+    const std::size_t bytes = front + partials * (head + elements) * sizeof(float);
+    if (bytes > 0) {
+      bucket.requests.push_back(column_.receive(std::span(mine.in).first(bytes), round.partner, with_tag));
+    }
+  };
+  if (bucket.step < there_) {
+    const Round& round = rounds_[bucket.step];
+    bucket.kept = range;
+    ElementRange given = range;
+    if (round.sends && round.receives) {
+      const std::size_t half = range.size() / 2 / kArenaAlignment * kArenaAlignment;
+      const ElementRange lower{range.first, range.first + half};
+      const ElementRange upper{range.first + half, range.last};
+      bucket.kept = round.theirs_first ? upper : lower;
+      given = round.theirs_first ? lower : upper;
+    }
+    if (round.receives) receive(round, tag, round.theirs, bucket.kept.size());
+    if (round.sends) send(round, tag, given);
+    return;
+  }
+  if (bucket.step < there_ + swaps_) {
+    const Round& round = rounds_[2 * there_ - 1 - bucket.step];
+    const ElementRange both = bucket.before.back();
+    const ElementRange theirs =
+        round.theirs_first ? ElementRange{both.first, range.first} : ElementRange{range.last, both.last};
+    post_receive(bytes_in(sum_, theirs), round.partner, tag + 1, bucket.requests);
+    post_send(bytes_of(sum_, range), round.partner, tag + 1, bucket.requests);
+    return;
+  }
+  const Round& round = rounds_.back();
+  if (round.replaces) {
+    receive(round, tag + 1, 1, range.size());
+    return;
+  }
+  // The sum is whole by now.
+  if (!last || sums(total_)) {
+    bucket.partials = 1;
+    std::copy_n(sum_ + elements_, head, mine.held.data());
+    std::copy_n(sum_ + range.first, range.size(), mine.held.data() + head);
+  }
+  send(round, tag + 1, range);
+}
+
+/// Ballots are added in the order of the nodes, so that all come to the same bits.
+void NodeExchange::hear(const Tally& theirs, const Round& round) {
+  Tally left = round.theirs_first ? theirs : total_;
+  left.add(round.theirs_first ? total_ : theirs);
+  total_ = left;
+}
+
+/// The partial sums that I keep and those that came, along the tree.
+void NodeExchange::add_up(std::size_t index, const Round& round) {
+  Bucket& bucket = buckets_[index];
+  Lane& mine = lane(index);
+  const std::size_t head = is_last(index) ? values_ : 0;
+  const std::size_t front = is_last(index) ? sizeof(Tally) : 0;
+  const std::size_t stride = head + bucket.kept.size();
+  const auto* received = reinterpret_cast<const float*>(mine.in.data() + front);
+  const auto sources = std::span(sources_).first(bucket.partials + round.theirs);
+  const auto gather = [&](bool heads) {
+    auto next = sources.begin();
+    const auto own = [&] {
+      for (std::size_t p = 0; p < bucket.partials; ++p) {
+        const float* partial = mine.held.data() + p * (head + bucket.range.size());
+        *next++ = heads ? partial : partial + head + (bucket.kept.first - bucket.range.first);
+      }
+    };
+    if (!round.theirs_first) own();
+    for (std::size_t p = 0; p < round.theirs; ++p) *next++ = received + p * stride + (heads ? 0 : head);
+    if (round.theirs_first) own();
+  };
+  gather(true);
+  for (std::size_t p = 0; p < round.programs.size() && head > 0; ++p) {
+    lockstep::run(round.programs[p], sources, mine.next.data() + p * stride, head);
+  }
+  gather(false);
+  for (std::size_t p = 0; p < round.programs.size(); ++p) {
+    lockstep::run(round.programs[p], sources, mine.next.data() + p * stride + head, bucket.kept.size());
+  }
+  bucket.partials = round.programs.size();
+  mine.held.swap(mine.next);
+}
+
+/// What was posted is there.
+void NodeExchange::end_step(std::size_t index) {
+  using State = Bucket::State;
+  Bucket& bucket = buckets_[index];
+  Lane& mine = lane(index);
+  const bool last = is_last(index);
+  const std::size_t step = bucket.step++;
+  if (step < there_) {
+    const Round& round = rounds_[step];
+    if (round.receives) {
+      if (last) {
+        Tally theirs;
+        std::memcpy(&theirs, mine.in.data(), sizeof theirs);
+        hear(theirs, round);
+      }
+      if (!last || sums(total_)) add_up(index, round);
+      if (round.sends) bucket.before.push_back(bucket.range);
+      bucket.range = bucket.kept;
+    }
+    if (bucket.step == there_) {
+      if (!rounds_.back().replaces && (!last || sums(total_))) {
+        const std::size_t head = last ? values_ : 0;
+        std::copy_n(mine.held.data(), head, sum_ + elements_);
+        std::copy_n(mine.held.data() + head, bucket.range.size(), sum_ + bucket.range.first);
+      }
+      bucket.state = last ? State::summed : State::spreading;
+      if (last) return;
+    }
+  } else if (step < there_ + swaps_) {
+    bucket.range = bucket.before.back();
+    bucket.before.pop_back();
+  } else if (rounds_.back().replaces) {
+    const std::size_t head = last ? values_ : 0;
+    const std::size_t front = last ? sizeof(Tally) : 0;
+    if (last) std::memcpy(&total_, mine.in.data(), sizeof total_);
+    if (!last || sums(total_)) {
+      const auto* received = reinterpret_cast<const float*>(mine.in.data() + front);
+      std::copy_n(received, head, sum_ + elements_);
+      std::copy_n(received + head, bucket.range.size(), sum_ + bucket.range.first);
+    }
+  }
+  if (bucket.step == steps_) {
+    bucket.state = State::done;
+  } else {
+    post_step(index);
+  }
+}
+
+Tally NodeExchange::complete_halving(const Tally& of_node) {
+  using State = Bucket::State;
+  const std::size_t last_index = buckets_.size() - 1;
+  Bucket& last = buckets_[last_index];
+  total_ = of_node;
+  begin_halving(last_index);
+  waited_ = wait_until(
+      "partial sums of other nodes",
+      [&] {
+        poll();
+        advance(last_index);
+        return last.state == State::summed;
+      },
+      any_node);
+  // A node that has given all away hears of the others with the sum.
+  const bool told_last = rounds_.back().replaces;
+  if (!told_last && !sums(total_)) last.step = there_ + swaps_;
+  if (last.step == steps_) {
+    last.state = State::done;
+  } else {
+    last.state = State::spreading;
+    if (!told_last && !sums(total_)) last.range = last.pieces.front();
+    post_step(last_index);
+  }
+  wait_until(
+      "sums of other nodes",
+      [&] {
+        if ((!told_last || last.state == State::done) && total_.elements() > 0 && started_ < last_index) {
+          started_ = last_index;
+        }
+        poll();
+        advance(last_index);
+        return last.state == State::done && settled_ == (total_.elements() > 0 ? last_index : 0);
+      },
+      any_node);
+  return total_;
+}
+
 void NodeExchange::spread_shards(std::span<float> arena) {
   const ElementRange mine = shards_[me_];
   for (std::size_t n = 0; n < shards_.size(); ++n) {
@@ -822,6 +1100,10 @@ void NodeExchange::gather_nodes(std::span<const std::span<float>> arenas) {
 std::size_t NodeExchange::bytes() const {
   std::size_t bytes = (held_.size() + next_.size() + block_.size() + next_residual_.size()) * sizeof(float);
   for (std::size_t n = 0; n < inbox_.size(); ++n) bytes += inbox_[n].size() + outbox_[n].size();
+  for (const Lane& of_bucket : lanes_) {
+    bytes += (of_bucket.held.size() + of_bucket.next.size()) * sizeof(float) + of_bucket.in.size() +
+             of_bucket.out.size();
+  }
   for (const Inbox& inbox : inboxes_) {
     for (const auto& box : inbox) bytes += box.size() * sizeof(float);
   }

@@ -17,6 +17,7 @@ namespace lockstep {
 /// How a sum between nodes is cut up. The same on all ranks; no bit of the sum depends on it.
 struct ExchangePlan {
   bool doubling = false;  ///< all in log2(nodes) rounds of one message, for small arenas; else in buckets
+  bool halving = false;   ///< buckets in 2 log2(nodes) rounds; else each node sends to each other
   bool shard = false;     ///< each rank gets the sum of its shard alone
   std::span<float> residual = {};     ///< not empty: what travels is rounded to bf16; see ReducerOptions
   std::vector<ElementRange> buckets;  ///< from the end of the arena to its start, as backward finishes it
@@ -39,6 +40,10 @@ ElementRange shard_of(const Topology& topology, std::size_t elements, int node, 
 /// along the tree, and sends the sum back to the others: every element crosses the network as seldom as can
 /// be. Doubling: neighbours swap all that they have and add it up, then neighbours of pairs, and so on: as
 /// few messages one after the other as can be.
+///
+/// Buckets by halving: neighbours swap halves of what they have and add up the half that they keep, then
+/// neighbours of pairs, and so on; then the same backwards, with the sums. As many bytes, in as many messages
+/// as there are rounds.
 ///
 /// Rounded: a node sends the others their part of its whole sum as bf16, and the sum back as bf16 again. What
 /// rounding costs is added to the same element in the next step: `residual` holds, in a part of another node,
@@ -98,7 +103,21 @@ class NodeExchange {
     std::vector<std::span<float>> next_residuals;  ///< of each piece, where it is rounded; else empty
     std::vector<Request> requests;
     std::size_t done = 0;  ///< requests that are
-    enum class State { idle, collecting, spreading, done } state = State::idle;
+    enum class State { idle, collecting, summed, spreading, done } state = State::idle;
+
+    // By halving.
+    std::size_t step = 0;              ///< round, there and back
+    ElementRange range;                ///< what I have of it
+    ElementRange kept;                 ///< and keep after this round
+    std::vector<ElementRange> before;  ///< what I had before each swap
+    std::size_t partials = 0;          ///< that I have
+  };
+  /// By halving, of a bucket under way: its partial sums, one after the other.
+  struct Lane {
+    std::vector<float> held;
+    std::vector<float> next;
+    std::vector<std::byte> out;
+    std::vector<std::byte> in;
   };
   using Inbox = std::vector<std::vector<float>>;  ///< of each node: its partial sums of my piece of a bucket
   using Halves = std::vector<std::uint16_t>;
@@ -142,6 +161,15 @@ class NodeExchange {
   Seconds wait_until(std::string_view what, Ready ready, Misses misses);
   Tally complete_buckets(const Tally& of_node);
   Tally complete_rounds(const Tally& of_node);
+  Tally complete_halving(const Tally& of_node);
+  void begin_halving(std::size_t index);
+  void post_step(std::size_t index);
+  void end_step(std::size_t index);
+  void add_up(std::size_t index, const Round& round);
+  void hear(const Tally& theirs, const Round& round);
+  void make_lanes(std::size_t most);
+  Lane& lane(std::size_t index);
+  bool is_last(std::size_t index) const { return index + 1 == buckets_.size(); }
 
   Communicator column_;
   const Topology& topology_;
@@ -174,6 +202,15 @@ class NodeExchange {
   std::vector<Round> rounds_;
   std::vector<float> held_;  ///< doubling: the partial sums so far
   std::vector<float> next_;
+
+  // By halving.
+  bool halving_ = false;
+  std::size_t in_flight_ = 0;  ///< buckets beside the last
+  std::size_t there_ = 0;      ///< rounds of sums
+  std::size_t swaps_ = 0;      ///< of those, and rounds back
+  std::size_t steps_ = 0;      ///< all of them
+  std::vector<Lane> lanes_;    ///< used in turns; behind them that of the last bucket
+  Tally total_;                ///< of the nodes that I have heard of
 };
 
 }  // namespace lockstep

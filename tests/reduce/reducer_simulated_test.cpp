@@ -22,7 +22,7 @@ void let_others_come(const Communicator& world) {
 }
 
 constexpr std::array kExchanges{ReducerOptions::Exchange::automatic, ReducerOptions::Exchange::doubling,
-                                ReducerOptions::Exchange::buckets};
+                                ReducerOptions::Exchange::buckets, ReducerOptions::Exchange::halving};
 
 }  // namespace
 
@@ -40,7 +40,7 @@ TEST_CASE("the canonical sum has the serial sum's bits for random ranks, nodes, 
     // Ragged ends: from nothing to several slices of 4,096 elements.
     c.elements = 16 * static_cast<std::size_t>(draw(3, 4) == 0 ? draw(4, 1600) : draw(4, 12));
     c.specials = draw(5, 2) == 0;
-    c.options.exchange = kExchanges[draw(6, 3)];
+    c.options.exchange = kExchanges[draw(6, 4)];
     c.options.bucket_bytes = std::size_t{4096} * sizeof(float) * draw(7, 4);
     c.layer = draw(8, 2) == 0 ? 0 : 16 + draw(9, 5000);
     c.options.shard = draw(13, 3) == 0;

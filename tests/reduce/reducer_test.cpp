@@ -15,7 +15,7 @@ TEST_CASE("the canonical sum over MPI ranks has the serial sum's bits, on one no
   for (const std::int64_t micro_batches : {1, 2, 3, 8, 13, 64}) {
     for (const std::size_t elements : {std::size_t{0}, std::size_t{16}, std::size_t{4096 * 3 + 16}}) {
       for (const int per_node : {0, 1, 2, 3}) {
-        for (const auto exchange : {Exchange::doubling, Exchange::buckets}) {
+        for (const auto exchange : {Exchange::doubling, Exchange::buckets, Exchange::halving}) {
           CAPTURE(micro_batches);
           CAPTURE(elements);
           CAPTURE(per_node);

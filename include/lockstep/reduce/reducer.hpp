@@ -28,7 +28,7 @@ enum class GradientDtype { f32, bf16 };
 struct ReducerOptions {
   std::size_t bucket_bytes = 0;  ///< of a bucket; 0: from a measurement of the network at the start
   /// Tests choose; automatic: from the same measurement.
-  enum class Exchange { automatic, doubling, buckets } exchange = Exchange::automatic;
+  enum class Exchange { automatic, doubling, buckets, halving } exchange = Exchange::automatic;
   bool shard = false;  ///< every rank of every node updates its own part: `sum` is final in `slice` alone
   std::span<float> parameters = {};  ///< with `shard`: what `finish` brings together again on all nodes
 

@@ -67,15 +67,18 @@ TEST_CASE("a rank that fails in mid-step leaves nobody waiting, and all learn wh
     ReductionKind kind = ReductionKind::canonical;
     bool shard = false;
     bool rounds = false;
+    ReducerOptions::Exchange exchange = ReducerOptions::Exchange::automatic;
   };
-  for (const Way& way : {Way{}, Way{.shard = true}, Way{.rounds = true}, Way{.shard = true, .rounds = true},
-                         Way{.kind = ReductionKind::mpi}}) {
+  for (const Way& way :
+       {Way{}, Way{.shard = true}, Way{.rounds = true}, Way{.shard = true, .rounds = true},
+        Way{.exchange = ReducerOptions::Exchange::halving}, Way{.kind = ReductionKind::mpi}}) {
     for (const std::size_t elements : {std::size_t{64}, std::size_t{5 * 4096 + 48}}) {
       for (const int per_node : {0, 1, 2, 3}) {
         for (int bad = 0; bad < 4; ++bad) {
           for (const bool begun : {false, true}) {
             CAPTURE(way.shard);
             CAPTURE(way.rounds);
+            CAPTURE(way.exchange);
             CAPTURE(elements);
             CAPTURE(per_node);
             CAPTURE(bad);
@@ -86,7 +89,8 @@ TEST_CASE("a rank that fails in mid-step leaves nobody waiting, and all learn wh
               const std::size_t arenas = topology.node.rank() == 0 ? 2 * elements : 0;
               const auto memory = topology.node.share(arenas * sizeof(float));
               const std::span both(reinterpret_cast<float*>(memory->region(0).data()), 2 * elements);
-              ReducerOptions options{.bucket_bytes = 4096 * sizeof(float), .shard = way.shard};
+              ReducerOptions options{
+                  .bucket_bytes = 4096 * sizeof(float), .exchange = way.exchange, .shard = way.shard};
               if (way.shard) options.parameters = both.last(elements);
               if (way.rounds) options.residual = both.first(elements);
               const auto reducer = make_reducer(way.kind, topology, elements, 8, options);

@@ -537,16 +537,16 @@ class Run {
     // Where somebody is missing, waiting is all that happens.
     machine_.time += lost_at_ >= 0 ? 0.02 : draw().chance(0.002) ? 0.05 : 1e-6;
     // MPI itself waits without a limit where it makes communicators and shared memory, which a session does
-    // before it begins.
-    const bool too_early = plan.fault == Fault::hang && plan.seconds == kForEver &&
-                           (begun_.size() < processes_.size() || making_ > 0);
+    // before it begins, and begins anew.
+    const bool being_made = begun_.size() < processes_.size() || making_ > 0;
+    const bool too_early = plan.fault == Fault::hang && plan.seconds == kForEver && being_made;
     if (!struck_ && turns_ >= plan.at_turn && !too_early) strike(plan);
     if (lost_at_ < 0) {
       const auto dead =
           std::ranges::find_if(processes_, [](const Process* p) { return p->exit_code == 137; });
       if (dead != processes_.end()) {
         lost_at_ = machine_.time;
-        noticed_ = plan.noticed || begun_.size() < processes_.size();  // see above
+        noticed_ = plan.noticed || being_made;
         const bool all = plan.fault == Fault::kill_all || plan.fault == Fault::power_cut;
         for (Process* other : processes_) {
           if (all) other->die(137);

@@ -367,6 +367,19 @@ void slopes_of_scores(std::int64_t seen, float scale, const float* weights, floa
   }
 }
 
+/// Where queries and outputs of a head, and of the next one, begin.
+struct Head {
+  std::int64_t in, out, next_in, next_out;
+};
+
+/// Asks for rows that are needed soon: those of a head lie far apart, and the CPU does not see what follows.
+void ask_for(const float* rows, std::int64_t count, std::int64_t head, std::int64_t distance) {
+  constexpr std::int64_t kCacheLine = 16;
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t j = 0; j < head; j += kCacheLine) __builtin_prefetch(rows + i * distance + j, 0, 2);
+  }
+}
+
 void put(const Group& group, float* to) {
   for (std::int64_t h = 0; h < 2; ++h) store(group.half[h], to + h * kVectorLanes);
 }
@@ -421,12 +434,14 @@ void CausalAttention::for_heads(const Pass& pass, std::span<float> scratch, Work
   const std::int64_t row = 3 * width_;
   float* memory = pass.room.data() + 2 * positions_ * kLanes;
   const auto all = [&](Products& products) {
-    float* kept = scratch.data();
-    for (std::int64_t sample = 0; sample < pass.samples; ++sample) {
-      for (std::int64_t head = 0; head < heads_; ++head, kept += 2 * kLanes * groups_of(positions_)) {
-        work(products, kept, sample * positions_ * row + head * head_,
-             sample * positions_ * width_ + head * head_);
-      }
+    const std::int64_t heads = pass.samples * heads_;
+    const auto place = [&](std::int64_t n, std::int64_t distance) {
+      return n / heads_ * positions_ * distance + n % heads_ * head_;
+    };
+    for (std::int64_t n = 0; n < heads; ++n) {
+      const std::int64_t next = std::min(n + 1, heads - 1);
+      work(products, scratch.data() + n * 2 * kLanes * groups_of(positions_),
+           Head{place(n, row), place(n, width_), place(next, row), place(next, width_)});
     }
   };
   if (pass.plan != nullptr) {
@@ -446,13 +461,16 @@ void CausalAttention::forward(const Pass& pass, std::span<const float> input, st
   float* weights = pass.room.data();
   float ones[kLanes];
   std::ranges::fill(ones, 1.0F);
-  for_heads(pass, scratch, [&](Products& products, float* kept, std::int64_t in, std::int64_t out) {
-    const float* queries = input.data() + in;
+  for_heads(pass, scratch, [&](Products& products, float* kept, const Head& head) {
+    const float* queries = input.data() + head.in;
     products.see(positions_, queries + width_, queries + 2 * width_, false);
     for (std::int64_t q = 0; q < positions_; q += kLanes, kept += 2 * kLanes) {
       const std::int64_t count = std::min(kLanes, positions_ - q);
       const std::int64_t seen = q + count;
       float* share = kept + kLanes;
+      for (std::int64_t part = 0; part < 3; ++part) {
+        ask_for(input.data() + head.next_in + part * width_ + q * row, count, head_, row);
+      }
       products.take(count, queries + q * row, nullptr);
       products.scores(seen, weights);
       mask(q, seen, weights);
@@ -460,7 +478,7 @@ void CausalAttention::forward(const Pass& pass, std::span<const float> input, st
       exponentials(seen, kept, scale, ones, weights);
       put(sums_of(seen, [&](std::int64_t at) { return load<Vector>(weights + at); }), share);
       for (std::int64_t i = 0; i < kLanes; ++i) share[i] = 1.0F / share[i];
-      float* to = output.data() + out + q * width_;
+      float* to = output.data() + head.out + q * width_;
       products.mix(seen, weights, to);
       for (std::int64_t i = 0; i < count; ++i, to += width_) {
         for (std::int64_t j = 0; j < head_; ++j) to[j] *= share[i];
@@ -477,14 +495,18 @@ void CausalAttention::backward(const Pass& pass, std::span<const float> input, s
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_));
   float* weights = pass.room.data();
   float* slopes = weights + positions_ * kLanes;
-  for_heads(pass, scratch, [&](Products& products, const float* kept, std::int64_t in, std::int64_t out) {
-    const float* queries = input.data() + in;
-    float* query_gradient = input_gradient.data() + in;
+  for_heads(pass, scratch, [&](Products& products, const float* kept, const Head& head) {
+    const float* queries = input.data() + head.in;
+    float* query_gradient = input_gradient.data() + head.in;
     products.see(positions_, queries + width_, queries + 2 * width_, true);
     for (std::int64_t q = 0; q < positions_; q += kLanes, kept += 2 * kLanes) {
       const std::int64_t count = std::min(kLanes, positions_ - q);
       const std::int64_t seen = q + count;
-      products.take(count, queries + q * row, output_gradient.data() + out + q * width_);
+      for (std::int64_t part = 0; part < 3; ++part) {
+        ask_for(input.data() + head.next_in + part * width_ + q * row, count, head_, row);
+      }
+      ask_for(output_gradient.data() + head.next_out + q * width_, count, head_, width_);
+      products.take(count, queries + q * row, output_gradient.data() + head.out + q * width_);
       products.scores(seen, weights);
       mask(q, seen, weights);
       exponentials(seen, kept, scale, kept + kLanes, weights);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include <doctest/doctest.h>
@@ -19,6 +20,8 @@
 
 namespace lockstep {
 namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST_CASE("the gradients of batch norm agree with differences for ragged shapes") {
   const auto kernels = make_kernels();
@@ -212,7 +215,7 @@ TEST_CASE("attention is its formula, also over several blocks of positions and o
       const auto in = test::normal_values(static_cast<std::size_t>(2 * positions * 3 * width), 1);
       std::vector<float> out(static_cast<std::size_t>(2 * positions * width)), scratch(layer.scratch_size(2));
       const auto plan = layer.plan(*kernels, 2);
-      std::vector<float> room(layer.room_size(2));
+      std::vector<float> room(layer.room_size(2), kNan);  // of any content
       layer.forward({.kernels = *kernels, .samples = 2, .plan = plan.get(), .room = room}, in, out, scratch);
       const auto expected = attention(2, positions, width, 2, test::as_operands(*kernels, in));
       double worst = 0;
@@ -237,7 +240,7 @@ std::pair<std::vector<float>, std::vector<float>> attend(const Kernels& kernels,
   auto slope = test::normal_values(out.size(), 2);
   std::vector<float> in_slope(in.size());
   const auto plan = layer.plan(kernels, 2);
-  std::vector<float> room(layer.room_size(2));
+  std::vector<float> room(layer.room_size(2), kNan);  // of any content
   const Pass pass{.kernels = kernels, .samples = 2, .plan = plan.get(), .room = room};
   for (int i = 0; i < 2; ++i) {  // what an earlier pass left behind does not matter
     layer.forward(pass, in, out, scratch);

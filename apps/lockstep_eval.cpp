@@ -336,7 +336,8 @@ int main(int argc, char** argv) {
   const CallWatch watch =
       watch_calls(machine.executor, parsed.first.hang_limit_secs, parsed.first.max_wait_secs);
   const Environment environment(&argc, &argv);
-  const Communicator world = environment.world();
+  const Communicator world = environment.world().with_policy(
+      {.log = Log::standard(""), .limit = Seconds{parsed.first.hang_limit_secs}});
   return run_program(world, misuse, parsed.second,
                      [&] { return evaluate_checkpoint(world, parsed.first, machine); });
 }

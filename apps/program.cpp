@@ -13,6 +13,7 @@
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/base/executor.hpp>
+#include <lockstep/base/log.hpp>
 #include <lockstep/base/process.hpp>
 #include <lockstep/mpi/peer_watch.hpp>
 
@@ -179,7 +180,9 @@ int run_program(const Communicator& world, const std::exception_ptr& misuse, con
 
 int run_program(const Environment& environment, const std::exception_ptr& misuse, const std::string& print,
                 Seconds hang_limit, const std::function<ExitCode(const Communicator& world)>& body) {
-  std::optional<Communicator> world = environment.world();
+  // Also of what is waited for before and after the body.
+  const WaitPolicy policy{.log = Log::standard(""), .limit = hang_limit};
+  std::optional<Communicator> world = environment.world().with_policy(policy);
   if (!Environment::survives_losses()) {
     return run_program(*world, misuse, print, [&] { return body(*world); });
   }
@@ -196,7 +199,7 @@ int run_program(const Environment& environment, const std::exception_ptr& misuse
     const int before = world->size();
     try {
       if (environment.agree_to_end(code.has_value(), patience, warn)) return *code;
-      world = environment.survivors(patience, warn);
+      world = environment.survivors(patience, warn).with_policy(policy);
     } catch (const DeadlineExceeded& hung) {
       world->abort(hung.exit_code(), text_of(hung));
     }

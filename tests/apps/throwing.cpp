@@ -1,8 +1,10 @@
-// A program in which one rank throws an exception of its own, in one phase of a session:
+// A program in which one rank throws an exception of its own, in one phase of a session, or stands still at
+// the end:
 //
 //   mpirun -n 4 throwing PHASE RANK DIRECTORY
 //
 // Each rank prints which of its hooks' functions were called in the end.
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -79,7 +81,8 @@ ExitCode train(const Communicator& world, const Trouble& trouble, const std::str
   options.config.executor =
       std::make_shared<test::FailingSaver>([&] { trouble.here("save", state.global_step() == 2); });
   options.scaffold.init_fn = [&](State&) { trouble.here("init_fn"); };
-  const bool short_run = trouble.phase == "none" || trouble.phase == "after the session";
+  const bool short_run =
+      trouble.phase == "none" || trouble.phase == "after the session" || trouble.phase == "standing still";
   options.hooks = {std::make_shared<TroubledHook>(trouble),
                    std::make_shared<CheckpointSaverHook>(CheckpointSaverHook::Options{
                        .save_steps = 2, .listeners = {std::make_shared<TroubledListener>(trouble)}}),
@@ -107,11 +110,13 @@ ExitCode train(const Communicator& world, const Trouble& trouble, const std::str
 int main(int argc, char** argv) {
   if (argc != 4) return 64;
   const lockstep::Environment environment(&argc, &argv);
-  const lockstep::Communicator world = environment.world();
-  const Trouble trouble{argv[1], std::atoi(argv[2]) == world.rank()};
-  return lockstep::run_program(world, nullptr, "", [&] {
+  const Trouble trouble{argv[1], std::atoi(argv[2]) == environment.world().rank()};
+  const lockstep::Seconds limit{trouble.phase == "standing still" ? 2.0 : 0.0};
+  return lockstep::run_program(environment, nullptr, "", limit, [&](const lockstep::Communicator& world) {
     try {
-      return train(world, trouble, argv[3]);
+      const lockstep::ExitCode code = train(world, trouble, argv[3]);
+      if (trouble.mine && trouble.phase == "standing still") std::raise(SIGSTOP);
+      return code;
     } catch (const std::exception&) {
       // The chief has something to bring to an end, longer than ranks wait for those that know of nothing: so
       // it sleeps, since the others must be seen to wait.

@@ -82,6 +82,13 @@ class Throws(EndToEnd):
                 self.assertRegex(ended.err, rf"(?m)^error: (rank {who}: )?boom in {phase}$", str(ended))
                 self.assertEqual(harness.newest_step(directory), saved, str(ended))
 
+    def test_a_rank_that_stands_still_as_the_program_ends(self):
+        for ranks, who in ((2, 0), (3, 2)):
+            with self.subTest(ranks=ranks, who=who):
+                ended = harness.run(ranks, harness.EVAL, "standing still", who, self.folder / f"still-{ranks}", limit=LIMIT)
+                self.assertEqual(ended.code, 75, str(ended))
+                self.assertRegex(ended.err, rf"(?m)^error: rank \d waited [\d.]+ s \(the limit\) [^\n]*missing: rank {who}\b")
+
 
 if __name__ == "__main__":
     harness.main()

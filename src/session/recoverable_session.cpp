@@ -72,6 +72,10 @@ RecoverableSession::RecoverableSession(std::shared_ptr<SessionCreator> creator,
       release_directory();
       throw;
     }
+  } catch (const DeadlineExceeded& missing) {
+    hooked_.tell_error(missing);
+    release_directory();  // whose status is as it was: scripts launch again
+    throw;
   } catch (const std::exception& error) {
     hooked_.tell_error(error);
     ground_.write_status("failed", exit_code_of(error), error.what());

@@ -39,6 +39,7 @@ class TroubledHook final : public SessionRunHook {
   explicit TroubledHook(const Trouble& trouble) : trouble_(trouble) {}
   std::string_view name() const override { return "troubled"; }
   void after_create_session(RunContext& context) override {
+    if (trouble_.mine && trouble_.phase == "standing still at the start") std::raise(SIGSTOP);
     looper_ = std::make_unique<LooperThread>(context.coordinator(), executor_, "looper", Seconds{0.001},
                                              [this] { trouble_.here("thread"); });
   }
@@ -77,6 +78,7 @@ ExitCode train(const Communicator& world, const Trouble& trouble, const std::str
   MonitoredTrainingSessionOptions options;
   options.checkpoint_dir = directory;
   options.save_checkpoint_secs = 0;
+  if (trouble.phase == "standing still at the start") options.max_wait_secs = 2;
   options.config.log = Log::standard("");
   options.config.executor =
       std::make_shared<test::FailingSaver>([&] { trouble.here("save", state.global_step() == 2); });

@@ -89,6 +89,13 @@ class Throws(EndToEnd):
                 self.assertEqual(ended.code, 75, str(ended))
                 self.assertRegex(ended.err, rf"(?m)^error: rank \d waited [\d.]+ s \(the limit\) [^\n]*missing: rank {who}\b")
 
+    def test_a_rank_that_stands_still_as_the_session_is_made(self):
+        directory = self.folder / "still"
+        ended = harness.run(2, harness.EVAL, "standing still at the start", 1, directory, limit=LIMIT)
+        self.assertEqual(ended.code, 75, str(ended))
+        # Not "failed", with which scripts would not launch again where the launcher changes the exit code.
+        self.assertEqual(harness.read_json(directory / "status.json")["state"], "running", str(ended))
+
 
 if __name__ == "__main__":
     harness.main()

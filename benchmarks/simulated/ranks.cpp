@@ -59,6 +59,7 @@ void Ranks::run(const std::function<void(int, const Communicator&)>& body) const
   }
   smpi_init_options();
   // Time passes where a rank waits (src/mpi/smpi.hpp) and where it says that it computes.
+  Engine::set_config("network/model", std::string("SMPI"));
   Engine::set_config("smpi/test:0");
   Engine::set_config("smpi/iprobe:0");
   Engine::set_config("smpi/wtime:0");

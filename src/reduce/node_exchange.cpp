@@ -65,17 +65,19 @@ struct Link {
   double latency = 20e-6;
   double overhead = 60e-6;  ///< of a large message, for which MPI asks before it sends
   double seconds_per_byte = 1e-9;
+  double seconds_per_byte_added = 0.3e-9;  ///< copied and added up, in the cache
 };
 
-/// Every node sends to the next one at once, as in a reduction. Collective over the column.
+/// Every node sends to one far away at once, as in a reduction. Collective over the column.
 Link measure(const Topology& topology) {
   const Communicator& column = topology.column;
   constexpr int kRepeats = 4;
   constexpr std::size_t kSmall = 8;
   constexpr std::size_t kMedium = std::size_t{1} << 17;  // MPI asks before it sends so much
   constexpr std::size_t kLarge = 6 * kMedium;
-  const int next = (column.rank() + 1) % column.size();
-  const int previous = (column.rank() + column.size() - 1) % column.size();
+  const int distance = std::max(1, column.size() / 2);
+  const int next = (column.rank() + distance) % column.size();
+  const int previous = (column.rank() + column.size() - distance) % column.size();
   std::vector<std::byte> out(kLarge);
   std::vector<std::byte> in(kLarge);
   const auto& clock = *column.policy().clock;
@@ -104,7 +106,17 @@ Link measure(const Topology& topology) {
   const double seconds_per_byte = (large - medium) / static_cast<double>(kLarge - kMedium);
   // At least the question, the answer and what was asked for.
   const double overhead = std::max(3 * small, medium - seconds_per_byte * static_cast<double>(kMedium));
-  return {small, overhead, seconds_per_byte};
+  std::vector<float> from(kMedium / sizeof(float));
+  std::vector<float> into(from.size());
+  std::vector<float> copy(from.size());
+  double added = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kRepeats; ++i) {
+    const Seconds start = clock.now();
+    std::ranges::copy(from, copy.begin());
+    add(into, copy);
+    added = std::min(added, (clock.now() - start).count());
+  }
+  return {small, overhead, seconds_per_byte, added / static_cast<double>(kMedium)};
 }
 
 }  // namespace
@@ -151,23 +163,23 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
     topology.world.broadcast_values(std::span(&link, 1));
   }
   if (automatic) {
-    // Copies and additions of a message that stays in the cache.
-    constexpr double kSecondsPerByte = 0.3e-9;
     const double rounds =
         std::ceil(std::log2(nodes)) + (std::has_single_bit(static_cast<unsigned>(topology.nodes)) ? 0 : 1);
     const double doubling =
-        rounds * (link.latency + share * (link.seconds_per_byte * topology.columns + kSecondsPerByte));
+        rounds *
+        (link.latency + share * (link.seconds_per_byte * topology.columns + link.seconds_per_byte_added));
     const double in_buckets = 2 * link.latency + 2 * (nodes - 1) * 0.2 * link.latency +
                               2 * (nodes - 1) / nodes * bytes * link.seconds_per_byte;
     constexpr double kMaxDoubling = 1 << 20;
-    // Where buckets to all nodes are many small messages.
+    // Of more nodes than a few each rank would hear from each other one, in messages that get smaller.
+    constexpr int kFew = 16;
     constexpr double kBucket = 1 << 20;
-    constexpr double kClearly = 0.8;
     const double transfer = 2 * bytes * link.seconds_per_byte;
     const double messages = 2 * (nodes - 1) * 0.2 * link.latency * std::max(1.0, share / kBucket);
     const double halving = 2 * rounds * link.latency * std::max(1.0, share / (4 * kBucket)) +
+                           2 * share * link.seconds_per_byte_added +
                            transfer * (std::has_single_bit(static_cast<unsigned>(topology.nodes)) ? 1 : 2);
-    plan.halving = halving < kClearly * (transfer + messages);
+    plan.halving = topology.nodes > kFew && halving < transfer + messages;
     plan.doubling =
         surely_doubling || (share <= kMaxDoubling && doubling < (plan.halving ? halving : in_buckets));
   } else {

@@ -78,7 +78,7 @@ ExitCode train(const Communicator& world, const Trouble& trouble, const std::str
   MonitoredTrainingSessionOptions options;
   options.checkpoint_dir = directory;
   options.save_checkpoint_secs = 0;
-  if (trouble.phase == "standing still at the start") options.max_wait_secs = 2;
+  if (trouble.phase == "standing still at the start") options.max_wait_secs = 5;
   options.config.log = Log::standard("");
   options.config.executor =
       std::make_shared<test::FailingSaver>([&] { trouble.here("save", state.global_step() == 2); });
@@ -113,7 +113,7 @@ int main(int argc, char** argv) {
   if (argc != 4) return 64;
   const lockstep::Environment environment(&argc, &argv);
   const Trouble trouble{argv[1], std::atoi(argv[2]) == environment.world().rank()};
-  const lockstep::Seconds limit{trouble.phase == "standing still" ? 2.0 : 0.0};
+  const lockstep::Seconds limit{trouble.phase == "standing still" ? 5.0 : 0.0};
   return lockstep::run_program(environment, nullptr, "", limit, [&](const lockstep::Communicator& world) {
     try {
       const lockstep::ExitCode code = train(world, trouble, argv[3]);

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <lockstep/session/keepsake.hpp>
+
 namespace lockstep {
 namespace {
 
@@ -31,7 +33,7 @@ std::string lines_of(const SessionCreatorOptions& options) {
       "{}\nmax_run_secs = {}\ntime_margin_secs = {}\nstop_on_save_failure = {}\nfresh = {}\n"
       "restore_from = {}\nsteal = {}\nallow_change = {}\nmax_to_keep = {}\n"
       "keep_checkpoint_every_n_hours = {}\nkeep_best = {}\nverify_after_write = {}\nbasename = "
-      "{}\nshard_bytes = {}\nmax_recoveries = {}\n{}",
+      "{}\nshard_bytes = {}\nmax_recoveries = {}\nkeepsake = {}\n{}",
       options.checkpoint_dir.string(), options.summary_dir.string(), options.max_wait_secs,
       static_cast<int>(config.reduction), config.micro_batches, config.share_parameters,
       config.shard_optimizer, config.bucket_bytes, static_cast<int>(config.gradient_dtype),
@@ -41,7 +43,11 @@ std::string lines_of(const SessionCreatorOptions& options) {
       saver.keep_best ? fmt::format("{}:{}:{}", saver.keep_best->metric, saver.keep_best->count,
                                     saver.keep_best->highest ? "max" : "min")
                       : std::string(),
-      saver.verify_after_write, saver.basename, saver.shard_bytes, config.max_recoveries, config.identity);
+      saver.verify_after_write, saver.basename, saver.shard_bytes, config.max_recoveries,
+      config.keepsake == nullptr       ? "none"
+      : config.keepsake->second_copy() ? "with a second copy"
+                                       : "without a second copy",
+      config.identity);
 }
 
 }  // namespace

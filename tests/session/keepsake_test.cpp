@@ -18,6 +18,7 @@ namespace lockstep {
 namespace {
 
 constexpr std::size_t kElements = std::size_t{4} * 4096;  // so that each of four ranks has a slice
+constexpr std::size_t kBuffers = 40;
 constexpr std::int64_t kSteps = 4;
 constexpr std::int64_t kMicroBatches = 4;
 
@@ -137,6 +138,7 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
         State state;
         const Tensor weight = state.parameter("weight", {static_cast<std::int64_t>(kElements)});
         state.slot("velocity");
+        state.buffer("statistics", {static_cast<std::int64_t>(kBuffers)});
         MonitoredTrainingSessionOptions options;
         options.config.share_parameters = job.shares;
         options.config.ranks_per_node = job.ranks_per_node;
@@ -170,6 +172,10 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
               gradients[i] =
                   1e-3F * static_cast<float>((i * 7 + static_cast<std::size_t>(m * 31 + t * 13)) % 101);
             }
+            for (std::size_t i = 0; i < kBuffers; ++i) {
+              gradients[state.parameter_elements() + i] =
+                  static_cast<float>(m + t) / static_cast<float>(i + 1);
+            }
             step.end_micro_batch();
           }
           pass(Place::before_sum, t);
@@ -187,6 +193,9 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
             state.parameters()[i] -= 0.1F * velocity[i];
           }
           if (slice.size() == 0) pass(Place::in_update, t);
+          const ElementRange buffers = step.buffer_slice();
+          const auto added = step.sum().subspan(state.parameter_elements());
+          for (std::size_t i = buffers.first; i < buffers.last; ++i) state.buffers()[i] += added[i];
           pass(Place::after_update, t);
           step.finish();
           pass(Place::after_finish, t);

@@ -614,6 +614,8 @@ inline void check_differences_at_start(const Communicator& world) {
        [](Rank&, auto& options) { options.hooks = {last_step(6)}; }},
       {"hooks: rank 0 has nothing more, rank {} has 'recorder'",
        [](Rank&, auto& options) { options.hooks.push_back(std::make_shared<Recorder>()); }},
+      {"options: rank 0 has 'keepsake = none', rank {} has 'keepsake = with a second copy'",
+       [](Rank&, auto& options) { options.config.keepsake = std::make_shared<Keepsake>(true); }},
       {"the model or its settings: rank 0 has 'slot velocity', rank {} has 'parameter extra [2]'",
        [](Rank& rank, auto&) { rank.state.parameter("extra", {2}); }},
       {"the model or its settings: rank 0 has nothing more, rank {} has 'seed = 2'",

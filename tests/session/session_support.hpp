@@ -17,6 +17,7 @@
 
 #include <lockstep/checkpoint/names.hpp>
 #include <lockstep/checkpoint/status_file.hpp>
+#include <lockstep/session/keepsake.hpp>
 #include <lockstep/session/monitored_training_session.hpp>
 
 #include "../hooks/summary_support.hpp"

@@ -17,6 +17,18 @@ inline float fused(float a, float b, float c) noexcept {
 #endif
 }
 
+/// e^(x - whole * ln 2), at most about half of ln 2 away from 1.
+inline float exp_of_rest(float x, float whole) noexcept {
+  const float r = fused(whole, 2.12194440e-4F, fused(whole, -0.693359375F, x));
+  float p = 1.9875691500e-4F;
+  p = fused(p, r, 1.3981999507e-3F);
+  p = fused(p, r, 8.3334519073e-3F);
+  p = fused(p, r, 4.1665795894e-2F);
+  p = fused(p, r, 1.6666665459e-1F);
+  p = fused(p, r, 5.0000001201e-1F);
+  return fused(p, r * r, r) + 1.0F;
+}
+
 /// e^x. Beyond the range of float: 0 below -104, infinity above 88.7.
 inline float fast_exp(float x) noexcept {
   constexpr float kLow = -104.0F;
@@ -26,20 +38,24 @@ inline float fast_exp(float x) noexcept {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number, in the lowest bits
   const float rounded = fused(y, 1.44269504F, kRound);
   const float whole = rounded - kRound;
-  const float r = fused(whole, 2.12194440e-4F, fused(whole, -0.693359375F, y));
-  float p = 1.9875691500e-4F;
-  p = fused(p, r, 1.3981999507e-3F);
-  p = fused(p, r, 8.3334519073e-3F);
-  p = fused(p, r, 4.1665795894e-2F);
-  p = fused(p, r, 1.6666665459e-1F);
-  p = fused(p, r, 5.0000001201e-1F);
-  p = fused(p, r * r, r) + 1.0F;
   // In two steps, since 2^128 is no float. A NaN has no whole part; any power will do for it.
   const std::int32_t n = std::bit_cast<std::int32_t>(rounded) - std::bit_cast<std::int32_t>(kRound);
   const std::int32_t half = n >> 1;
   const float scale_1 = std::bit_cast<float>((half + 127) << 23);
   const float scale_2 = std::bit_cast<float>((n - half + 127) << 23);
-  return p * scale_1 * scale_2;
+  return exp_of_rest(y, whole) * scale_1 * scale_2;
+}
+
+/// e^x for x <= 0, with fewer instructions, and the same bits above -87. Below -87.7: 0.
+inline float fast_exp_below_zero(float x) noexcept {
+  constexpr float kLow = -88.0F;
+  const float y = x < kLow ? kLow : x;
+  // As above, and with the offset of a float's exponent: the sum's lowest bits are that of 2^whole, or 0.
+  constexpr float kRound = 12582912.0F + 127.0F;
+  const float rounded = fused(y, 1.44269504F, kRound);
+  const float whole = rounded - kRound;
+  const float scale = std::bit_cast<float>(std::bit_cast<std::uint32_t>(rounded) << 23);
+  return exp_of_rest(y, whole) * scale;
 }
 
 /// 1 / (1 + e^-x)
@@ -67,7 +83,7 @@ inline float fast_tanh(float x) noexcept {
   return y * p / q;
 }
 
-/// The error function, likewise (Eigen's, between -4 and 4; 1 or -1 beyond).
+/// The error function, likewise (Eigen's, between -4 and 4, where it is 1 to the last bit).
 inline float fast_erf(float x) noexcept {
   float y = x < -4.0F ? -4.0F : x;
   y = y > 4.0F ? 4.0F : y;
@@ -84,9 +100,7 @@ inline float fast_erf(float x) noexcept {
   q = fused(q, s, -1.68282697438203e-03F);
   q = fused(q, s, -7.37332916720468e-03F);
   q = fused(q, s, -1.42647390514189e-02F);
-  const float inside = y * p / q;
-  const float below = x <= -4.0F ? -1.0F : inside;
-  return x >= 4.0F ? 1.0F : below;
+  return y * p / q;
 }
 
 /// P(a standard normal value is above x) for x >= 0, where e = e^(-x^2 / 2) is known: to 1e-7 (Abramowitz and

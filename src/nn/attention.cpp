@@ -336,7 +336,7 @@ void exponentials(std::int64_t seen, const float* top, float scale, const float*
   for (std::int64_t j = 0; j < seen; ++j) {
     float* of_key = weights + j * kLanes;
     for (std::int64_t i = 0; i < kLanes; ++i) {
-      of_key[i] = fast_exp((of_key[i] - its_top[i]) * scale) * its_share[i];
+      of_key[i] = fast_exp_below_zero((of_key[i] - its_top[i]) * scale) * its_share[i];
     }
   }
 }

@@ -95,7 +95,7 @@ void gelu(std::span<const float> input, std::span<float> output) noexcept {
 void gelu_backward(std::span<const float> input, std::span<const float> output_gradient,
                    std::span<float> input_gradient) noexcept {
   map(input, output_gradient, input_gradient, [](float x, float g) {
-    const float e = fast_exp(-0.5F * x * x);
+    const float e = fast_exp_below_zero(-0.5F * x * x);
     const float below = normal_tail(x < 0.0F ? -x : x, e);
     const float share = x < 0.0F ? below : 1.0F - below;
     return g * (share + x * kGaussian * e);

@@ -255,7 +255,7 @@ class Bf16Products final : public Products {
     const std::int64_t pairs = pairs_of(head_);
     for (std::int64_t p = 0; p < seen; p += kLanes) {
       for_tiles(0, std::min(kLanes, seen - p), [&](std::int64_t begin, std::int64_t rows) {
-        bf16::tile(bf16::Order::panel, rows, count_, pairs, positions + p * pairs + begin, group, false,
+        bf16::tile(bf16::Order::panel, rows, count_, pairs, positions + p * pairs + begin, group, false, {},
                    to + (p + begin) * kLanes, kLanes);
       });
     }
@@ -267,7 +267,7 @@ class Bf16Products final : public Products {
     for_tiles(0, count_, [&](std::int64_t begin, std::int64_t rows) {
       for (std::int64_t j = 0; j < head_; j += kLanes) {
         bf16::tile(bf16::Order::panel, rows, std::min(kLanes, head_ - j), pairs_of(seen), weights_ + begin,
-                   by_position_ + j * pairs_of(positions_), false, to + begin * distance + j, distance);
+                   by_position_ + j * pairs_of(positions_), false, {}, to + begin * distance + j, distance);
       }
     });
   }
@@ -279,7 +279,7 @@ class Bf16Products final : public Products {
       bf16::pack_rows(rows, count_, weights + first * kLanes, kLanes, rows_);
       for (std::int64_t j = 0; j < head_; j += kLanes) {
         bf16::tile(bf16::Order::rows, rows, std::min(kLanes, head_ - j), pairs_of(count_), rows_,
-                   factors + j * pairs_of(kLanes), add, gradient + first * row_ + j, row_);
+                   factors + j * pairs_of(kLanes), add, {}, gradient + first * row_ + j, row_);
       }
     });
   }

@@ -90,7 +90,7 @@ void round_to_bf16(std::span<const float> values, std::uint16_t* halves) noexcep
 
 void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
                   const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate,
-                  float* c, std::int64_t ldc) {
+                  const Finish& finish, float* c, std::int64_t ldc) {
   Blocks& blocks = blocks_of_this_thread();
   const std::int64_t blocks_of_rows = pieces_of(m, kBlockRows);
   for (std::int64_t j = 0; j < n; j += kBlockColumns) {
@@ -125,9 +125,13 @@ void bf16_product(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
           for (std::int64_t column = 0; column < columns; column += kColumns) {
             next_a.ask();
             next_b.ask();
+            Finish its;
+            if (next_terms <= 0) {
+              its = {finish.bias == nullptr ? nullptr : finish.bias + j + column, finish.relu};
+            }
             tile(transpose_a ? Order::pairs : Order::rows, height, std::min(kColumns, columns - column),
                  (terms + 1) / 2, blocks.a.data() + begin * (transpose_a ? 1 : kRowDistance),
-                 panel(blocks, column), accumulate || p > 0, c + (i + begin) * ldc + j + column, ldc);
+                 panel(blocks, column), accumulate || p > 0, its, c + (i + begin) * ldc + j + column, ldc);
           }
         }
       }

@@ -12,7 +12,7 @@ bool has_bf16_products() noexcept {
 }
 
 void bf16_product(bool, bool, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
-                  const float*, std::int64_t, bool, float*, std::int64_t) {
+                  const float*, std::int64_t, bool, const bf16::Finish&, float*, std::int64_t) {
   std::terminate();
 }
 
@@ -36,7 +36,7 @@ void pack_pairs_transposed(std::int64_t, std::int64_t, const float*, std::int64_
 }
 
 void tile(Order, std::int64_t, std::int64_t, std::int64_t, const std::uint32_t*, const std::uint32_t*, bool,
-          float*, std::int64_t) noexcept {
+          const Finish&, float*, std::int64_t) noexcept {
   std::terminate();
 }
 

@@ -74,7 +74,7 @@ struct Sums {
 
 template <int Rows, int Vectors, std::int64_t Row, std::int64_t Pair>
 void sized_tile(std::int64_t columns, std::int64_t pairs, const std::uint32_t* a, const std::uint32_t* panel,
-                bool accumulate, float* c, std::int64_t ldc) noexcept {
+                bool accumulate, const Finish& finish, float* c, std::int64_t ldc) noexcept {
   // Where C is large, its rows come from far away.
   for (int i = 0; i < Rows; ++i) {
     for (int v = 0; v < Vectors; ++v) _mm_prefetch(c + i * ldc + v * kLanes, _MM_HINT_T1);
@@ -101,13 +101,23 @@ void sized_tile(std::int64_t columns, std::int64_t pairs, const std::uint32_t* a
       sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(some(v), c + i * ldc + v * kLanes));
     });
   }
+  if (finish.bias != nullptr) {
+    sums.each([&](int, int v, __m512& sum) __attribute__((always_inline)) {
+      sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(some(v), finish.bias + v * kLanes));
+    });
+  }
+  if (finish.relu) {
+    // The second operand where one is NaN, and so a NaN stays.
+    sums.each([&](int, int, __m512& sum)
+                  __attribute__((always_inline)) { sum = _mm512_max_ps(_mm512_setzero_ps(), sum); });
+  }
   sums.each([&](int i, int v, __m512& sum) __attribute__((always_inline)) {
     _mm512_mask_storeu_ps(c + i * ldc + v * kLanes, some(v), sum);
   });
 }
 
 using SizedTile = void (*)(std::int64_t, std::int64_t, const std::uint32_t*, const std::uint32_t*, bool,
-                           float*, std::int64_t) noexcept;
+                           const Finish&, float*, std::int64_t) noexcept;
 
 template <int Vectors, std::int64_t Row, std::int64_t Pair>
 SizedTile of_rows(std::int64_t rows) noexcept {
@@ -177,7 +187,8 @@ void pack_pairs_transposed(std::int64_t terms, std::int64_t columns, const float
 }
 
 void tile(Order order, std::int64_t rows, std::int64_t columns, std::int64_t pairs, const std::uint32_t* a,
-          const std::uint32_t* panel, bool accumulate, float* c, std::int64_t ldc) noexcept {
+          const std::uint32_t* panel, bool accumulate, const Finish& finish, float* c,
+          std::int64_t ldc) noexcept {
   const bool wide = columns > kLanes;
   const auto sized = [&]<std::int64_t Row, std::int64_t Pair>() {
     return wide ? of_rows<2, Row, Pair>(rows) : of_rows<1, Row, Pair>(rows);
@@ -185,7 +196,7 @@ void tile(Order order, std::int64_t rows, std::int64_t columns, std::int64_t pai
   const SizedTile run = order == Order::rows    ? sized.operator()<kRowDistance, 1>()
                         : order == Order::pairs ? sized.operator()<1, kPairDistance>()
                                                 : sized.operator()<1, kColumns>();
-  run(columns, pairs, a, panel, accumulate, c, ldc);
+  run(columns, pairs, a, panel, accumulate, finish, c, ldc);
 }
 
 void round(std::int64_t count, const float* values, std::uint16_t* halves) noexcept {

@@ -34,9 +34,17 @@ void pack_pairs(std::int64_t terms, std::int64_t columns, const float* b, std::i
 void pack_pairs_transposed(std::int64_t terms, std::int64_t columns, const float* b, std::int64_t ldb,
                            std::uint32_t* to) noexcept;
 
-/// C (rows x columns) = A times a panel of B, plus C if `accumulate`.
+/// What becomes of complete sums: `bias` (one for each column) is added unless null, then what is below zero
+/// is cut.
+struct Finish {
+  const float* bias = nullptr;
+  bool relu = false;
+};
+
+/// C (rows x columns) = A times a panel of B, plus C if `accumulate`, finished.
 void tile(Order order, std::int64_t rows, std::int64_t columns, std::int64_t pairs, const std::uint32_t* a,
-          const std::uint32_t* panel, bool accumulate, float* c, std::int64_t ldc) noexcept;
+          const std::uint32_t* panel, bool accumulate, const Finish& finish, float* c,
+          std::int64_t ldc) noexcept;
 
 /// halves = values, rounded.
 void round(std::int64_t count, const float* values, std::uint16_t* halves) noexcept;

@@ -60,15 +60,15 @@ std::size_t Dense::room_size(std::int64_t samples) const {
 
 void Dense::forward(const Pass& pass, std::span<const float> input, std::span<float> output,
                     std::span<float>) const {
+  const bool cut = options_.activation == Activation::relu;
+  if (options_.bias) {
+    pass.kernels.affine(rows_ * pass.samples, outputs_, inputs_, input.data(), weight_.values().data(),
+                        bias_.values(), cut, output.data());
+    return;
+  }
   pass.kernels.gemm(Transpose::no, Transpose::no, rows_ * pass.samples, outputs_, inputs_, input.data(),
                     inputs_, weight_.values().data(), outputs_, false, output.data(), outputs_);
-  if (options_.activation == Activation::relu && options_.bias) {
-    add_bias_relu(output, bias_.values());
-  } else if (options_.activation == Activation::relu) {
-    relu(output, output);
-  } else if (options_.bias) {
-    add_bias(output, bias_.values());
-  }
+  if (cut) relu(output, output);
 }
 
 void Dense::backward(const Pass& pass, std::span<const float> input, std::span<const float> output,

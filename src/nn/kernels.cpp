@@ -1,10 +1,12 @@
 #include <array>
 #include <cstddef>
+#include <span>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/nn/elementwise.hpp>
 #include <lockstep/nn/kernels.hpp>
 
 #include "bf16_product.hpp"
@@ -39,6 +41,13 @@ std::unique_ptr<Kernels> make_kernels(KernelChoice choice, Precision precision) 
   const bool native = precision == Precision::bf16 && has_bf16_products();
   auto kernels = choice == KernelChoice::onednn ? make_onednn_kernels(native) : make_eigen_kernels(native);
   return precision == Precision::f32 || native ? std::move(kernels) : emulate_bf16(std::move(kernels));
+}
+
+void Kernels::affine(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, const float* b,
+                     std::span<const float> bias, bool relu, float* c) const {
+  gemm(Transpose::no, Transpose::no, m, n, k, a, k, b, n, false, c, n);
+  const std::span rows(c, static_cast<std::size_t>(m * n));
+  relu ? add_bias_relu(rows, bias) : add_bias(rows, bias);
 }
 
 void warm_up(const Kernels& kernels) {

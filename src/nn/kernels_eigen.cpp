@@ -79,13 +79,22 @@ class EigenKernels final : public Kernels {
             std::int64_t ldc) const override {
     if (bf16_) {
       bf16_product(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, n, k, a, lda, b, ldb,
-                   accumulate, c, ldc);
+                   accumulate, {}, c, ldc);
       return;
     }
     for (std::int64_t j = 0; j < n; j += kColumns) {
       const std::int64_t columns = std::min(kColumns, n - j);
       multiply_columns(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, columns, k, a, lda,
                        transpose_b == Transpose::yes ? b + j * ldb : b + j, ldb, accumulate, c + j, ldc);
+    }
+  }
+
+  void affine(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, const float* b,
+              std::span<const float> bias, bool relu, float* c) const override {
+    if (bf16_) {
+      bf16_product(false, false, m, n, k, a, k, b, n, false, {bias.data(), relu}, c, n);
+    } else {
+      Kernels::affine(m, n, k, a, b, bias, relu, c);
     }
   }
 

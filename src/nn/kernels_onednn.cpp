@@ -385,7 +385,7 @@ class OneDnnKernels final : public Kernels {
             std::int64_t ldc) const override {
     if (bf16_) {
       bf16_product(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, n, k, a, lda, b, ldb,
-                   accumulate, c, ldc);
+                   accumulate, {}, c, ldc);
       return;
     }
     const OneThread one_thread;
@@ -395,6 +395,15 @@ class OneDnnKernels final : public Kernels {
     if (status != dnnl_success) {
       throw InternalError(fmt::format("oneDNN refused a {} x {} x {} matrix product (status {})", m, n, k,
                                       static_cast<int>(status)));
+    }
+  }
+
+  void affine(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, const float* b,
+              std::span<const float> bias, bool relu, float* c) const override {
+    if (bf16_) {
+      bf16_product(false, false, m, n, k, a, k, b, n, false, {bias.data(), relu}, c, n);
+    } else {
+      Kernels::affine(m, n, k, a, b, bias, relu, c);
     }
   }
 

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/nn/elementwise.hpp>
 #include <lockstep/nn/kernels.hpp>
 
 #include "support.hpp"
@@ -79,6 +80,31 @@ TEST_CASE("every library multiplies matrices of any shape and transposition, and
           }
           CHECK(worst < 1e-5 * std::sqrt(static_cast<double>(s.k)) + 2e-6);
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("a product with a bias, and cut below zero, has the bits of these done one after the other") {
+  for (const auto& kernels : test::all_kernels_and_precisions()) {
+    for (const Sizes s : kSizes) {
+      auto a = test::normal_values(product(s.m, s.k), 1);
+      a.back() = std::numeric_limits<float>::quiet_NaN();
+      const auto b = test::normal_values(product(s.k, s.n), 2);
+      const auto bias = test::normal_values(static_cast<std::size_t>(s.n), 3);
+      for (const bool cut : {false, true}) {
+        CAPTURE(kernels->name());
+        CAPTURE(s.m);
+        CAPTURE(s.n);
+        CAPTURE(s.k);
+        CAPTURE(cut);
+        std::vector<float> expected(product(s.m, s.n));
+        multiply(*kernels, Transpose::no, Transpose::no, s, a, b, false, expected);
+        cut ? add_bias_relu(expected, bias) : add_bias(expected, bias);
+        std::vector<float> c(expected.size());
+        kernels->affine(s.m, s.n, s.k, a.data(), b.data(), bias, cut, c.data());
+        CHECK(test::same_bits(c, expected));
+        CHECK(std::isnan(c.back()));
       }
     }
   }

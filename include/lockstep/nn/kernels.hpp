@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,6 +52,11 @@ class Kernels {
   virtual void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n,
                     std::int64_t k, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
                     bool accumulate, float* c, std::int64_t ldc) const = 0;
+
+  /// C (m x n) = A (m x k) times B (k x n), plus `bias` in each row, and cut below zero if `relu`. No gaps
+  /// between rows. The bits are those of gemm, and add_bias or add_bias_relu after it.
+  virtual void affine(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, const float* b,
+                      std::span<const float> bias, bool relu, float* c) const;
 
   /// Makes a convolution for passes over up to `samples` samples. Refers to this object.
   virtual std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape,

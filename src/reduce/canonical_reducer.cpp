@@ -91,6 +91,7 @@ CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t element
   range_sources_.resize(node_sources_.size());
   plan_ = plan_exchange(topology, elements, options);
   parameters_ = options.parameters;
+  before_spread_ = options.before_spread;
   if (topology.nodes == 1) {
     slice_ = part_of({0, padded_}, node.rank(), node.size(), kSliceGrain);
     return;
@@ -382,7 +383,10 @@ bool CanonicalReducer::anyone_finished() const {
 void CanonicalReducer::finish() {
   control(local_).updated.store(operation_, std::memory_order_release);
   if (exchange_) exchange_->keep_residual();
-  if (plan_.shard && exchange_) exchange_->spread_shards(parameters_);
+  if (plan_.shard && exchange_) {
+    if (before_spread_) before_spread_();
+    exchange_->spread_shards(parameters_);
+  }
   control(local_).finished.store(operation_, std::memory_order_release);
   wait_for_node(topology_.node, "all ranks of the node to end the step", &Control::finished, operation_);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -115,6 +116,7 @@ class CanonicalReducer final : public Reducer {
   ExchangePlan plan_;
   std::unique_ptr<NodeExchange> exchange_;  ///< null on one node, and for ranks beyond the smallest node's
   std::span<float> parameters_;
+  std::function<void()> before_spread_;
   std::size_t folded_from_;  ///< what of the last micro-batch is in the partial sums already
   std::size_t ready_ = 0;    ///< buckets that are, of this rank
   std::size_t started_ = 0;  ///< buckets that have left

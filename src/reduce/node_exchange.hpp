@@ -29,9 +29,6 @@ ExchangePlan plan_exchange(const Topology& topology, std::size_t elements, const
 /// Part `index` of `parts` of `whole`, as even as can be in multiples of `grain`.
 ElementRange part_of(ElementRange whole, int index, int parts, std::size_t grain);
 
-/// The elements that the rank at `column` of node `node` owns where optimizers are sharded.
-ElementRange shard_of(const Topology& topology, std::size_t elements, int node, int column);
-
 /// The sum between nodes, for the ranks with one place on each node (a column): each takes care of its part
 /// of every bucket. Every node has some partial sums that are neighbours in the canonical tree; together they
 /// add up to the root.

@@ -42,6 +42,9 @@ CreatedSession::CreatedSession(SessionGround& ground) : ground_(ground), state_(
   if (buffers_apart_) {
     options.shard = ground.config.shard_optimizer;
     if (options.shard) options.parameters = state_.parameters();
+    if (ground.kept && ground.kept->copies_shards()) {
+      options.before_spread = [kept = ground.kept.get()] { kept->pass_on(); };
+    }
     if (!state_.kept_arenas().empty()) {
       options.residual = state_.kept_arenas()[static_cast<std::size_t>(ground.topology->my_node)];
     }

@@ -21,18 +21,13 @@ bool rounds_gradients(const SessionGround& ground) {
   return ground.config.gradient_dtype == GradientDtype::bf16 && ground.topology->nodes > 1;
 }
 
-/// Whether each node has all of the state.
-bool is_whole_on_nodes(const SessionGround& ground) {
-  return !rounds_gradients(ground) && (!ground.config.shard_optimizer || ground.topology->nodes == 1);
-}
-
 void freeze(SessionGround& ground) {
   if (rounds_gradients(ground)) ground.state.keep_arenas("gradient_residual", ground.topology->nodes);
   NodeAllocator shared(*ground.topology, ground.config.shard_optimizer);
   PlainAllocator plain;
   ArenaAllocator& maker = ground.config.share_parameters ? static_cast<ArenaAllocator&>(shared) : plain;
   const Keepsake* const keepsake = ground.config.keepsake.get();
-  if (keepsake == nullptr || !is_whole_on_nodes(ground)) {
+  if (keepsake == nullptr || rounds_gradients(ground)) {
     ground.state.freeze(maker);
     return;
   }
@@ -47,8 +42,7 @@ void carry_over(SessionGround& ground, const std::optional<SharedArenas>& shared
   ground.carried = before.step();
   initialize_state(
       ground.start, ground.state,
-      [&] { KeptMemory::give(before.memory(), ground.start, before.source(), ground.state, *before.step()); },
-      shared);
+      [&] { KeptMemory::give(before.memory(), *before.values(), ground.start, ground.state); }, shared);
 }
 
 /// With what is known only after `freeze`: attached memory.
@@ -194,9 +188,13 @@ std::unique_ptr<RawSession> SessionCreator::create_session() {
                   [&] { require_ready(scaffold.ready_for_local_init(ground.state), " for local_init"); });
   ground.together("local_init", [&] { scaffold.local_init(ground.state); });
   ground.together("ready", [&] { require_ready(scaffold.ready(ground.state), ""); });
-  // All ranks have their values: what the session before left is needed no more.
   if (ground.kept) ground.kept->begin(ground.state.global_step());
-  if (config.keepsake) config.keepsake->adopt(ground.kept);
+  if (config.keepsake) {
+    config.keepsake->adopt(ground.kept);
+    // Only then what the session before left is needed no more.
+    ground.start.barrier("all ranks to keep the new session's values");
+    config.keepsake->forget_before();
+  }
   return session;
 }
 

@@ -1,6 +1,7 @@
 // Ranks that are lost at any moment of a run, on simulated ranks: those that are left go on from what they
 // have in memory, to the values of a run that nothing disturbed.
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -68,8 +69,10 @@ class Remembers final : public SessionRunHook {
 
 struct Outcome {
   std::string digest;
+  std::vector<float> slots = std::vector<float>(kElements);  ///< from whoever has updated them last
   double kept = 0;
   std::vector<std::optional<std::int64_t>> settled;  ///< at each loss
+  bool together = false;                             ///< more than one was lost at a time
 };
 
 /// What happens to one rank of a run.
@@ -85,6 +88,7 @@ struct Job {
   bool second_copy = false;
   bool keeps = true;
   int ranks_per_node = 0;
+  bool shards = false;
 };
 
 /// All ranks but those that die, again and again, until the run is over. Ranks die in the order of `deaths`.
@@ -131,6 +135,7 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
           keepsake->settle(comm);
           pass(Place::after_settling, times);
           if (comm.is_chief()) {
+            outcome.together |= attempt != outcome.settled.size() + 1;
             outcome.settled.resize(attempt);
             outcome.settled[attempt - 1] = keepsake->step();
           }
@@ -141,6 +146,7 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
         state.buffer("statistics", {static_cast<std::int64_t>(kBuffers)});
         MonitoredTrainingSessionOptions options;
         options.config.share_parameters = job.shares;
+        options.config.shard_optimizer = job.shards;
         options.config.ranks_per_node = job.ranks_per_node;
         options.config.micro_batches = kMicroBatches;
         options.config.keepsake = keepsake;
@@ -148,7 +154,13 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
           for (std::size_t i = 0; i < kElements; ++i) fresh.parameters()[i] = std::sin(static_cast<float>(i));
         };
         options.scaffold.local_init = [&](State&) { pass(Place::after_values, times); };
-        const auto created = [&] { pass(Place::after_creation, times); };
+        const auto created = [&] {
+          if (comm.is_chief() && state.global_step() == kSteps) {
+            std::ranges::copy(state.slot_values("velocity"),
+                              outcome.slots.begin());  // carried over, all of them
+          }
+          pass(Place::after_creation, times);
+        };
         // Not where a rank that is still in the hooks of the step before would hear of it.
         const bool polls = lost < deaths.size() && deaths[lost].place > Place::before_sum;
         const auto poll = [&] {
@@ -198,13 +210,16 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
           for (std::size_t i = buffers.first; i < buffers.last; ++i) state.buffers()[i] += added[i];
           pass(Place::after_update, t);
           step.finish();
+          // They need not come together on the chief: nothing is saved.
+          if (t + 1 == kSteps)
+            std::copy(&velocity[slice.first], &velocity[slice.last], &outcome.slots[slice.first]);
           pass(Place::after_finish, t);
           return StepValues{{"loss", static_cast<double>(t + 1)}};
         });
         CHECK(session.global_step() == kSteps);
         if (comm.is_chief()) {
           outcome.digest = content_digest(state.entries(), "/model/").hex() +
-                           content_digest(state.entries(), "/slots/").hex();
+                           content_digest(state.entries(), "/buffers/").hex();
           if (job.keeps) outcome.kept = state.keep("remembers", 1)[0];
         }
         over = true;
@@ -225,13 +240,18 @@ constexpr Place kPlaces[] = {
     Place::before_run, Place::before_micro_batches, Place::before_sum,   Place::before_update,
     Place::in_update,  Place::after_update,         Place::after_finish, Place::after_run};
 
+void check_values(const Outcome& ended, const Outcome& undisturbed) {
+  CHECK(ended.digest == undisturbed.digest);
+  CHECK(ended.slots == undisturbed.slots);
+  CHECK(ended.kept == undisturbed.kept);
+}
+
 /// One death, in many interleavings.
 void check_death(const Job& job, const Death& death, const Outcome& undisturbed) {
   for (std::uint64_t seed = 1; seed <= 4; ++seed) {
     CAPTURE(seed);
     const Outcome ended = run(job, seed, {death});
-    CHECK(ended.digest == undisturbed.digest);
-    CHECK(ended.kept == undisturbed.kept);
+    check_values(ended, undisturbed);
     REQUIRE(ended.settled.size() == 1);
     const auto& settled = ended.settled.front();
     if (job.ranks_per_node != 0) {
@@ -271,6 +291,95 @@ TEST_CASE("whichever rank is lost and wherever, the others come to the values of
   }
 }
 
+TEST_CASE(
+    "shards of an optimizer survive their node where another keeps a copy, and go on without a checkpoint") {
+  const Outcome undisturbed = run({}, 1, {});
+  struct Layout {
+    int ranks;
+    int ranks_per_node;
+  };
+  const auto check = [&](const Layout& layout, int who, Place place, bool second_copy) {
+    CAPTURE(layout.ranks);
+    CAPTURE(layout.ranks_per_node);
+    CAPTURE(who);
+    CAPTURE(static_cast<int>(place));
+    CAPTURE(second_copy);
+    const std::int64_t step = 1 + who % 3;
+    const Outcome ended =
+        run({.ranks = layout.ranks,
+             .second_copy = second_copy,
+             .ranks_per_node = layout.ranks_per_node,
+             .shards = true},
+            static_cast<std::uint64_t>(10 * who) + static_cast<std::uint64_t>(place), {{who, place, step}});
+    check_values(ended, undisturbed);
+    REQUIRE(ended.settled.size() == 1);
+    const auto& settled = ended.settled.front();
+    // The last rank of five is a node of its own.
+    const bool alone = layout.ranks_per_node == 1 || (layout.ranks == 5 && who == 4);
+    if (second_copy) CHECK(settled.value_or(-1) >= step - 1);
+    if (!second_copy && alone) CHECK(!settled.has_value());
+    // Its neighbour has its slots, and nobody had begun to update.
+    if (!second_copy && !alone && place == Place::before_sum) CHECK(settled.value_or(-1) >= step - 1);
+  };
+  for (const Layout& layout :
+       {Layout{2, 1}, Layout{3, 1}, Layout{4, 1}, Layout{4, 2}, Layout{5, 2}, Layout{6, 2}}) {
+    for (int who = 0; who < layout.ranks; ++who) {
+      for (const Place place : kPlaces) check(layout, who, place, true);
+      for (const Place place : {Place::before_sum, Place::in_update}) check(layout, who, place, false);
+    }
+  }
+}
+
+TEST_CASE("two nodes are lost: only if one kept the other's shard is a checkpoint needed") {
+  const Outcome undisturbed = run({}, 1, {});
+  const Job job{.ranks = 4, .second_copy = true, .ranks_per_node = 1, .shards = true};
+  for (int who = 0; who < 4; ++who) {
+    for (int distance = 1; distance < 4; ++distance) {
+      for (const Place first : {Place::in_update, Place::after_finish}) {
+        for (const Place second :
+             {Place::before_settling, Place::after_settling, Place::after_values, Place::after_creation}) {
+          for (const std::uint64_t seed : {1 + static_cast<std::uint64_t>(who)}) {
+            CAPTURE(who);
+            CAPTURE(distance);
+            CAPTURE(static_cast<int>(first));
+            CAPTURE(static_cast<int>(second));
+            CAPTURE(seed);
+            const Outcome ended = run(job, seed, {{who, first, 2}, {(who + distance) % 4, second, 1}});
+            check_values(ended, undisturbed);
+            REQUIRE(ended.settled.size() == 2);
+            // Once a new session has begun its ranks have copies of their own.
+            CHECK(ended.settled.back().has_value() == (distance == 2 || second == Place::after_creation));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("shards are lost one after the other down to one rank, and no step is lost with them") {
+  const Outcome undisturbed = run({}, 1, {});
+  int apart = 0;
+  for (std::uint64_t seed = 1; seed <= 24; ++seed) {
+    CAPTURE(seed);
+    std::vector<Death> deaths;
+    for (int i = 0; i < 3; ++i) {
+      const int rank = static_cast<int>((seed + static_cast<std::uint64_t>(i)) % 4);
+      const auto at = (seed * 5 + static_cast<std::uint64_t>(i) * 3) % std::size(kPlaces);
+      deaths.push_back({rank, kPlaces[at], 1 + i});
+    }
+    const Job job{
+        .ranks = 4, .second_copy = true, .ranks_per_node = 1 + static_cast<int>(seed % 2), .shards = true};
+    const Outcome ended = run(job, seed, deaths);
+    check_values(ended, undisturbed);
+    // A second one that dies before they have come together may have kept the copy of the first.
+    if (!ended.together) {
+      for (const auto& settled : ended.settled) CHECK(settled.has_value());
+    }
+    apart += ended.together ? 0 : 1;
+  }
+  CHECK(apart > 12);
+}
+
 TEST_CASE("ranks are lost one after the other down to one, and what is kept goes with it") {
   const Outcome undisturbed = run({}, 1, {});
   for (std::uint64_t seed = 1; seed <= 24; ++seed) {
@@ -285,8 +394,7 @@ TEST_CASE("ranks are lost one after the other down to one, and what is kept goes
       }
       const Job job{.ranks = 4, .second_copy = second_copy, .ranks_per_node = seed % 2 == 0 ? 2 : 0};
       const Outcome ended = run(job, seed, deaths);
-      CHECK(ended.digest == undisturbed.digest);
-      CHECK(ended.kept == undisturbed.kept);
+      check_values(ended, undisturbed);
     }
   }
 }
@@ -306,8 +414,7 @@ TEST_CASE("a second rank that is lost while the others come together again chang
             CAPTURE(seed);
             const Job job{.ranks = 3, .second_copy = second_copy};
             const Outcome ended = run(job, seed, {{who, first, 1}, {(who + 1) % 3, second, 1}});
-            CHECK(ended.digest == undisturbed.digest);
-            CHECK(ended.kept == undisturbed.kept);
+            check_values(ended, undisturbed);
           }
         }
       }

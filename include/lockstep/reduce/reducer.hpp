@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -40,6 +41,11 @@ struct ReducerOptions {
   /// ranks of a node, and added in the next step. It changes in `finish` or `complete_sum`: not by a sum that
   /// nobody uses. The sum then depends on how ranks sit on nodes. `values` are not rounded.
   std::span<float> residual = {};
+
+  /// With `shard`: called in `finish` by every rank that has a shard, once it has updated it and before the
+  /// others get its parameters. So where `finish` has returned on any rank, it has on all of them. Collective
+  /// over the column; may throw DeadlineExceeded.
+  std::function<void()> before_spread = {};
 };
 
 /// Sums gradients over micro-batches and ranks, and carries the ballot.
@@ -131,6 +137,9 @@ class Reducer {
 /// What of an arena of `elements` the ranks of node `node` own where optimizers are sharded. Starts at a
 /// multiple of 4,096 elements. Local.
 ElementRange shard_of_node(const Topology& topology, std::size_t elements, int node);
+
+/// What of that the rank at `column` of the node owns; a shard. Local.
+ElementRange shard_of(const Topology& topology, std::size_t elements, int node, int column);
 
 /// Makes the reducer for gradients of `elements` floats (a multiple of kArenaAlignment; may be 0) summed over
 /// `micro_batches`. Collective over `topology.world`. `topology` must outlive it. Throws UsageError for

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 namespace lockstep {
 
 class KeptMemory;
+struct KeptValues;
 
 /// Where MPI survives the loss of a rank: what a session leaves in memory when it ends with DeadlineExceeded,
 /// for the session that the ranks which are left make next. Given to both in SessionConfig::keepsake; every
@@ -18,13 +20,16 @@ class KeptMemory;
 ///
 /// A session that finds values here goes on from them, and does not look at checkpoints: the step in which
 /// the rank was lost is repeated. There are none where a rank was lost while parameters were being updated
-/// (but with `second_copy`), or where nobody who is left holds all of the state: slots of a sharded
-/// optimizer, or residuals of bf16 gradients, over several nodes; a state that was frozen before the session.
-/// It then goes on from the newest checkpoint.
+/// (but with `second_copy`), or where those who are left do not hold all of the state: slots of an optimizer
+/// that is sharded over several nodes, of a node whose ranks were all lost (with `second_copy`: and those of
+/// the node behind it, too); residuals of bf16 gradients between nodes; a state that was frozen before the
+/// session. It then goes on from the newest checkpoint.
 class Keepsake {
  public:
   /// `second_copy`: every rank copies its slice of the parameters, slots and buffers before each update, so
-  /// that an update can be undone. Costs as much memory as they take, and the time to copy them.
+  /// that an update can be undone. Costs as much memory as they take, and the time to copy them. Where an
+  /// optimizer is sharded over several nodes, each node keeps its own shard so, and the shard of the node
+  /// before it after the last two steps; each step sends a shard of parameters and slots.
   explicit Keepsake(bool second_copy = false);
   ~Keepsake();
   Keepsake(const Keepsake&) = delete;
@@ -36,23 +41,28 @@ class Keepsake {
 
   /// The step after which the next session goes on; nullopt: that of the newest checkpoint, or none. The same
   /// on all ranks. Local.
-  const std::optional<std::int64_t>& step() const noexcept { return step_; }
+  std::optional<std::int64_t> step() const noexcept;
 
   bool second_copy() const noexcept { return second_copy_; }  ///< Local.
 
+  /// What the second copy of the newest session takes on this rank's node, in bytes. Local.
+  std::size_t second_copy_bytes() const noexcept;
+
   // Session only.
   void adopt(std::shared_ptr<KeptMemory> memory);  ///< of the newest session; on all ranks or none
-  KeptMemory* memory() const noexcept { return memory_.get(); }
-  int source() const noexcept { return source_; }  ///< the rank that has the values
+  void forget_before();                            ///< of the one before it: all have adopted the newest
+  const KeptMemory* memory() const noexcept { return memory_.get(); }
+  const KeptValues* values() const noexcept { return values_.get(); }  ///< of `step`
   const std::string& owner() const noexcept { return owner_; }
   void set_owner(std::string nonce) { owner_ = std::move(nonce); }  ///< of the checkpoint directory
 
  private:
   bool second_copy_;
-  std::optional<std::int64_t> step_;
-  int source_ = 0;
+  std::unique_ptr<KeptValues> values_;
   std::string owner_;
   std::shared_ptr<KeptMemory> memory_;
+  std::shared_ptr<KeptMemory> before_;  ///< while some ranks may not have adopted `memory_` yet
+  std::uint64_t sessions_ = 0;          ///< adopted
 };
 
 }  // namespace lockstep

@@ -26,6 +26,15 @@ need_number() {
   done
 }
 
+# The same above 0.
+need_positive() {
+  need_number "$@"
+  local name
+  for name; do
+    [[ ${!name} -gt 0 ]] || stop "$name is 0; give a whole number above 0"
+  done
+}
+
 # Stops unless what every training needs is there.
 # shellcheck disable=SC2153  # the settings of the scripts, and `launch` below
 need_training() {

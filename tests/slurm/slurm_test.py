@@ -239,6 +239,24 @@ class Scripts(unittest.TestCase):
                                          env=words, capture_output=True, text=True, timeout=harness.LIMIT)
                 self.assertEqual(checked.returncode, code, checked.stderr)
 
+    def test_settings_that_contradict_are_refused(self):
+        words = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_NTASKS": "4",
+                 "LOCKSTEP": str(ROOT), "TRAIN": "true", "SCALING": "true", "CONFIG": os.devnull, "LAUNCH": "mpirun"}
+        for script, settings, said in [
+                ("array", {"VALUES": "3 4 3 5 4"}, "VALUES has '3 4' more than once"),
+                ("array", {"VALUES": " "}, "VALUES is blank"),
+                ("array", {"VALUES": "1 2", "SLURM_ARRAY_TASK_ID": "2"}, "submit with --array=0-1"),
+                ("array", {"VALUES": "1 ../2", "SLURM_ARRAY_TASK_ID": "1"}, "a directory elsewhere"),
+                ("scaling", {"REPEATS": "0"}, "REPEATS is 0"),
+                ("scaling", {"STEPS": "00"}, "STEPS is 0"),
+                ("scaling", {"SIZES": "1 2 1"}, "SIZES has 1 more than once"),
+                ("scaling", {"SIZES": "1 5"}, "the allocation has 4 tasks")]:
+            with self.subTest(script=script, **settings):
+                refused = subprocess.run(["bash", ROOT / f"slurm/{script}.sbatch"], env=words | settings, capture_output=True,
+                                         text=True, timeout=harness.LIMIT)
+                self.assertEqual(refused.returncode, 64, refused.stderr)
+                self.assertIn(said, refused.stderr)
+
     def test_no_absolute_path(self):
         for script in self.SCRIPTS:
             for line in script.read_text().splitlines()[1:]:

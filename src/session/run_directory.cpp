@@ -1,5 +1,6 @@
 #include "run_directory.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -24,12 +25,20 @@ RunDirectory::RunDirectory(const std::filesystem::path& path, SessionConfig& con
                                           LockOptions{.steal = config.steal,
                                                       .gone = config.keepsake ? config.keepsake->owner() : "",
                                                       .key = std::move(key)});
-  const auto before = read_status(*directory_);
-  if (before && goes_on(*before)) restarts_ = before->restarts + 1;
+  before_ = read_status(*directory_);
+  if (before_ && goes_on(*before_)) restarts_ = before_->restarts + 1;
 }
 
 void RunDirectory::write_status(const char* state, std::optional<ExitCode> code, const std::string& reason,
-                                std::int64_t global_step) const {
+                                std::int64_t global_step) {
+  if (!code) before_.reset();  // this run has begun
+  if (before_) {
+    // A run that is finished stays so, though a launch with other options is refused.
+    const bool refused = code == ExitCode::usage || code == ExitCode::environment;
+    if (refused && before_->state == "done") return;
+    // What failed may not have restored anything yet.
+    global_step = std::max(global_step, before_->global_step);
+  }
   try {
     lockstep::write_status(*directory_,
                            {.state = state,

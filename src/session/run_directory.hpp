@@ -11,6 +11,7 @@
 #include <lockstep/base/log.hpp>
 #include <lockstep/base/mac.hpp>
 #include <lockstep/checkpoint/lock.hpp>
+#include <lockstep/checkpoint/status_file.hpp>
 #include <lockstep/session/session_config.hpp>
 
 namespace lockstep {
@@ -27,15 +28,17 @@ class RunDirectory {
   std::uint64_t token() const noexcept { return lock_->token(); }
   const std::string& nonce() const noexcept { return lock_->holder().nonce; }
 
-  /// A status that cannot be written is a warning.
+  /// A status that cannot be written is a warning. A launch that is refused before it has begun leaves that
+  /// of a run which is done as it is. `code`: null where the run begins.
   void write_status(const char* state, std::optional<ExitCode> code, const std::string& reason,
-                    std::int64_t global_step) const;
+                    std::int64_t global_step);
 
  private:
   SessionConfig& config_;
   Log log_;
   std::shared_ptr<Directory> directory_;
   std::unique_ptr<DirectoryLock> lock_;
+  std::optional<RunStatus> before_;  ///< what was found, until this run begins
   std::int64_t restarts_ = 0;
 };
 

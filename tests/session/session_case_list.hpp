@@ -21,6 +21,10 @@ TEST_CASE("checkpoints at intervals of steps and of the chief's seconds") {
   everywhere(test::check_intervals);
 }
 
+TEST_CASE("a launch that is refused leaves a finished run's status as it is") {
+  everywhere(test::check_a_refused_launch);
+}
+
 TEST_CASE("interval 0 means no default saver, and chief-only hooks run on the chief") {
   everywhere(test::check_no_default_saver);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <csignal>
 #include <limits>
 
 #include <lockstep/hooks/checkpoint_saver.hpp>
@@ -121,6 +122,41 @@ inline void check_intervals(const Communicator& world) {
     CHECK(restarted.global_step() == 10);
     CHECK(restarted.restored_from() == "ckpt-00000010.h5");
     restarted.close();
+  }
+}
+
+/// What a run that ended is called stays, where a launch that does not fit is refused.
+inline void check_a_refused_launch(const Communicator& world) {
+  for (const bool done : {true, false}) {
+    CAPTURE(done);
+    const SharedFolder folder(world);
+    {
+      Rank rank(world);
+      MonitoredTrainingSession session(world, rank.state, rank.options(folder.path));
+      session.run(gradient_step);
+      if (!done) rank.signals->raise(SIGUSR1);
+      session.run(gradient_step);
+      session.close();
+    }
+    world.barrier("the test");
+    const RunStatus before = world.is_chief() ? folder.status() : RunStatus();
+    Rank other(world);
+    other.state.setting("seed", "2");
+    const std::string error = thrown(
+        [&] { const MonitoredTrainingSession session(world, other.state, other.options(folder.path)); });
+    CHECK(error.starts_with("EnvironmentError: "));
+    if (!world.is_chief()) continue;
+    CHECK(!folder.locked());
+    CHECK(before.state == (done ? "done" : "stopped"));
+    const RunStatus after = folder.status();
+    if (done) {
+      CHECK(after == before);
+    } else {
+      // Whoever launches again and again should hear that this is in vain.
+      CHECK(after.state == "failed");
+      CHECK(after.exit_code == 78);
+    }
+    CHECK(after.global_step == 2);
   }
 }
 

@@ -159,7 +159,14 @@ std::optional<int> attempt(const Communicator& world, const std::exception_ptr& 
     if (misuse) std::rethrow_exception(misuse);
     if (print.empty()) {
       if (!survival.again) refuse_singletons(world);
-      if (survival.environment == nullptr) watch.emplace(world, executor, process);
+      // One that is stopped while a session is made hangs for much longer than `hang_limit`, or so it seems
+      // to the others: the chief may read for long.
+      PeerWatch::Options options{.hang_limit = parting.policy().limit};
+      if (survival.environment != nullptr) {
+        options.kills = true;
+        options.lost = warn;
+      }
+      watch.emplace(world, executor, process, std::move(options));
       code = body();
     } else if (world.is_chief()) {
       std::fputs(print.c_str(), stdout);

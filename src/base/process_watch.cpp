@@ -1,4 +1,6 @@
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <system_error>
 
 #include <poll.h>
@@ -53,6 +55,16 @@ std::optional<std::size_t> ProcessWatch::ended() const {
     if ((asked[i].revents & POLLIN) != 0) return i;
   }
   return std::nullopt;
+}
+
+ProcessWatch::State ProcessWatch::state(const Process& process) {
+  std::ifstream file("/proc/" + std::to_string(process.pid) + "/stat");
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!lives(process)) return State::ended;
+  // After the command in parentheses, which may itself hold spaces and parentheses.
+  const auto command_end = text.rfind(')');
+  const bool stopped = command_end != std::string::npos && text.substr(command_end).starts_with(") T");
+  return stopped ? State::stopped : State::there;
 }
 
 void ProcessWatch::kill(const Process& process) {

@@ -19,38 +19,80 @@ void end_process(const std::string& text) {
   std::_Exit(static_cast<int>(ExitCode::try_again));
 }
 
+/// Waits that have the limit itself speak first: they know more.
+Seconds more_patient(Seconds limit) {
+  return 1.25 * limit + Seconds{5};
+}
+
 }  // namespace
 
-PeerWatch::PeerWatch(const Communicator& comm, Executor& executor, ProcessIdentity& process, Lost lost)
-    : host_(process.host()) {
-  struct Peer {
+PeerWatch::PeerWatch(const Communicator& comm, Executor& executor, ProcessIdentity& process, Options options)
+    : options_(std::move(options)), host_(process.host()) {
+  struct Place {
     Digest scope;  // equal where ranks can see each other, whatever they call their host
     std::int64_t pid;
     std::uint64_t start_time;
   };
   const std::string scope = ProcessWatch::scope();
-  const Peer mine{digest_of(std::as_bytes(std::span(scope))), process.pid(),
-                  process.start_time(process.pid()).value_or(0)};
-  const auto peers = comm.all_gather(mine);
-  for (int rank = 0; rank < comm.size(); ++rank) {
-    const Peer& peer = peers[static_cast<std::size_t>(rank)];
-    if (rank == comm.rank() || peer.scope != mine.scope) continue;
-    ranks_.push_back(rank);
-    processes_.push_back({peer.pid, peer.start_time});
+  const Place mine{digest_of(std::as_bytes(std::span(scope))), process.pid(),
+                   process.start_time(process.pid()).value_or(0)};
+  const auto places = comm.all_gather(mine);
+  std::vector<ProcessWatch::Process> processes;
+  for (int i = 1; i < comm.size(); ++i) {
+    const int rank = (comm.rank() + i) % comm.size();
+    const Place& place = places[static_cast<std::size_t>(rank)];
+    if (place.scope != mine.scope) continue;
+    peers_.push_back({rank, {place.pid, place.start_time}, 0});
+    processes.push_back(peers_.back().process);
   }
-  if (ranks_.empty()) return;
-  watch_ = std::make_unique<ProcessWatch>(processes_);
-  if (!lost) lost = end_process;
-  thread_ = executor.every("peer watch", kPeriod, [this, lost = std::move(lost)] {
-    if (told_) return;
-    const auto ended = watch_->ended();
-    if (!ended) return;
-    told_ = true;
-    lost(fmt::format(
-        "rank {} (pid {} on {}) has died; this job ends: launch it again to go on from the newest "
-        "checkpoint",
-        ranks_[*ended], processes_[*ended].pid, host_));
+  if (peers_.empty()) return;
+  watch_ = std::make_unique<ProcessWatch>(processes);
+  if (!options_.lost) options_.lost = end_process;
+  thread_ = executor.every("peer watch", kPeriod, [this] {
+    if (!options_.kills) look_for_dead();
+    if (options_.hang_limit > Seconds{0}) look_for_stopped();
   });
+}
+
+std::string PeerWatch::name(const Peer& peer) const {
+  return fmt::format("rank {} (pid {} on {})", peer.rank, peer.process.pid, host_);
+}
+
+void PeerWatch::look_for_dead() {
+  if (told_) return;
+  const auto ended = watch_->ended();
+  if (!ended) return;
+  told_ = true;
+  options_.lost(fmt::format("{} has died; this job ends: launch it again to go on from the newest checkpoint",
+                            name(peers_[*ended])));
+}
+
+/// Behind those that are stopped the next one is looked at, too: whoever looks at it is one of them.
+void PeerWatch::look_for_stopped() {
+  const Seconds limit = more_patient(options_.hang_limit);
+  for (Peer& peer : peers_) {
+    const auto state = ProcessWatch::state(peer.process);
+    if (state == ProcessWatch::State::ended) continue;
+    if (state == ProcessWatch::State::there) {
+      peer.stopped = 0;
+      return;
+    }
+    // Looks, not a clock: while this process is stopped itself, no time counts.
+    ++peer.stopped;
+    if (told_ || peer.stopped * kPeriod < limit) continue;
+    if (options_.kills) {
+      peer.stopped = 0;
+      options_.lost(fmt::format("{} has not answered for {:.1f} s and is killed: it was stopped (SIGSTOP)",
+                                name(peer), limit.count()));
+      ProcessWatch::kill(peer.process);
+    } else {
+      told_ = true;
+      options_.lost(
+          fmt::format("{} has been stopped (SIGSTOP) for {:.1f} s; this job ends: launch it again to "
+                      "go on from the newest checkpoint",
+                      name(peer), limit.count()));
+    }
+  }
 }
 
 }  // namespace lockstep

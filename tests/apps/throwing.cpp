@@ -39,7 +39,9 @@ class TroubledHook final : public SessionRunHook {
   explicit TroubledHook(const Trouble& trouble) : trouble_(trouble) {}
   std::string_view name() const override { return "troubled"; }
   void after_create_session(RunContext& context) override {
-    if (trouble_.mine && trouble_.phase == "standing still at the start") std::raise(SIGSTOP);
+    const bool stands =
+        trouble_.phase == "standing still at the start" || trouble_.phase == "stopped at the start";
+    if (trouble_.mine && stands) std::raise(SIGSTOP);
     looper_ = std::make_unique<LooperThread>(context.coordinator(), executor_, "looper", Seconds{0.001},
                                              [this] { trouble_.here("thread"); });
   }
@@ -82,7 +84,10 @@ ExitCode train(const Communicator& world, const Trouble& trouble, const std::str
   options.config.log = Log::standard("");
   options.config.executor =
       std::make_shared<test::FailingSaver>([&] { trouble.here("save", state.global_step() == 2); });
-  options.scaffold.init_fn = [&](State&) { trouble.here("init_fn"); };
+  options.scaffold.init_fn = [&](State&) {
+    if (trouble.mine && trouble.phase == "stopped in init_fn") std::raise(SIGSTOP);
+    trouble.here("init_fn");
+  };
   const bool short_run =
       trouble.phase == "none" || trouble.phase == "after the session" || trouble.phase == "standing still";
   options.hooks = {std::make_shared<TroubledHook>(trouble),
@@ -113,7 +118,10 @@ int main(int argc, char** argv) {
   if (argc != 4) return 64;
   const lockstep::Environment environment(&argc, &argv);
   const Trouble trouble{argv[1], std::atoi(argv[2]) == environment.world().rank()};
-  const lockstep::Seconds limit{trouble.phase == "standing still" ? 5.0 : 0.0};
+  const bool stands = trouble.phase == "standing still";
+  // With the long patience that the start of a session has, what ends it is who is stopped.
+  const bool stopped = trouble.phase == "stopped at the start" || trouble.phase == "stopped in init_fn";
+  const lockstep::Seconds limit{stands ? 5.0 : stopped ? 0.5 : 0.0};
   return lockstep::run_program(environment, nullptr, "", limit, [&](const lockstep::Communicator& world) {
     try {
       const lockstep::ExitCode code = train(world, trouble, argv[3]);

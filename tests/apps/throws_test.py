@@ -4,6 +4,8 @@ What the session does then is in tests/session; here are real processes, and how
 comes in the place of lockstep-eval.
 """
 
+import concurrent.futures
+
 import harness
 from harness import EndToEnd
 
@@ -95,6 +97,23 @@ class Throws(EndToEnd):
         self.assertEqual(ended.code, 75, str(ended))
         # Not "failed", with which scripts would not launch again where the launcher changes the exit code.
         self.assertEqual(harness.read_json(directory / "status.json")["state"], "running", str(ended))
+
+    def test_a_rank_that_was_stopped_as_the_session_is_made(self):
+        """Waits are patient then: the chief may read for long. That it was stopped is seen all the same."""
+        cases = ((3, 1, "stopped at the start"), (2, 0, "stopped in init_fn"))
+
+        def end_of(case):
+            ranks, who, phase = case
+            return harness.run(ranks, harness.EVAL, phase, who, self.folder / f"{phase}-{ranks}", limit=LIMIT)
+
+        with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:  # they sleep most of the time
+            for (ranks, who, phase), ended in zip(cases, pool.map(end_of, cases)):
+                with self.subTest(ranks=ranks, who=who, phase=phase):
+                    self.assertEqual(ended.code, 75, str(ended))
+                    self.assertRegex(ended.err, rf"(?m)^error: rank {who} \(pid \d+ on \S+\) has been stopped \(SIGSTOP\) for [\d.]+ s")
+        # Not "failed", with which scripts would not launch again where the launcher changes the exit code.
+        status = harness.read_json(self.folder / "stopped at the start-3" / "status.json")
+        self.assertEqual(status["state"], "running")
 
 
 if __name__ == "__main__":

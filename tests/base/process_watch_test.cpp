@@ -64,6 +64,26 @@ TEST_CASE("a stopped process has not ended") {
   CHECK_FALSE(watch.ended());
 }
 
+TEST_CASE("a process is there, stopped or has ended") {
+  using State = ProcessWatch::State;
+  Sleeper sleeper;
+  const auto process = sleeper.process();
+  const auto pid = static_cast<pid_t>(process.pid);
+  siginfo_t info{};
+  CHECK(ProcessWatch::state(process) == State::there);
+  ::kill(pid, SIGSTOP);
+  ::waitid(P_PID, static_cast<id_t>(pid), &info, WSTOPPED);
+  CHECK(ProcessWatch::state(process) == State::stopped);
+  ::kill(pid, SIGCONT);
+  ::waitid(P_PID, static_cast<id_t>(pid), &info, WCONTINUED);
+  CHECK(ProcessWatch::state(process) == State::there);
+  auto other = process;
+  ++other.start_time;
+  CHECK(ProcessWatch::state(other) == State::ended);
+  sleeper.kill();
+  CHECK(ProcessWatch::state(process) == State::ended);
+}
+
 TEST_CASE("what is gone already has ended: another start time, or no such process") {
   Sleeper sleeper;
   auto other = sleeper.process();

@@ -27,7 +27,7 @@ RUNS = int(os.environ.get("LOCKSTEP_LOST_RUNS", "5"))
 LAST_STEP = 600
 SIDE_BY_SIDE = 3
 FAULT_TOLERANT = ["--with-ft", "ulfm"]
-KILL_SELF, KILL_RANK = 1, 7  # Faults::kill, Faults::kill_rank of shim.hpp
+KILL_SELF, STOP, KILL_RANK = 1, 6, 7  # Faults::kill, stop and kill_rank of shim.hpp
 # A loss that is not noticed then shows as a job that does not end.
 NO_LIMIT = {"hang_limit_secs": 0}
 LOST = r"warning: (\d+) of (\d+) ranks (?:was|were) lost; (\d+) goe?s? on"
@@ -133,6 +133,38 @@ class LostRanks(harness.EndToEnd):
                 self.assertRegex(ended.err, rf"warning: rank {hung} \(pid {stopped} on \S+\) has not answered for [\d.]+ s and is killed", str(ended))
                 self.assertRegex(ended.err, LOST, str(ended))
                 self.check_end(ended, directory, last_step, digest)
+
+    def test_a_rank_that_is_stopped_as_the_session_is_made_is_left_out(self):
+        """Waits for it would last for hours: the chief may read for long."""
+        last_step = 12
+        digest = self.digest(last_step)
+        directory = self.folder.resolve() / "stopped-chief"
+        options = [str(word) for word in self.options(hidden=64, last_step=last_step, checkpoint_dir=directory,
+                                                      hang_limit_secs=1)]
+        chief = ["env", f"LD_PRELOAD={SHIM}", f"LOCKSTEP_FAULTS={directory}:{STOP}:4:0:0", harness.TRAIN, *options]
+        ended = harness.execute(*harness.mpirun(1), *FAULT_TOLERANT, *chief, ":", "-n", "2", harness.TRAIN, *options)
+        self.assertRegex(ended.err, r"warning: rank 0 \(pid \d+ on \S+\) has not answered for [\d.]+ s and is killed: it was stopped", str(ended))
+        self.assertRegex(ended.err, LOST, str(ended))
+        self.check_end(ended, directory, last_step, digest)
+
+    def test_shards_of_a_lost_rank_come_from_its_neighbour(self):
+        """Each rank a node of its own, with slots that nobody else updates."""
+        digest = self.digest(LAST_STEP, optimizer="adam")
+        for ranks, victim in ((2, 0), (3, 2)):
+            with self.subTest(ranks=ranks, victim=victim):
+                directory = self.folder / f"shards-{ranks}-{victim}"
+                options = self.options(hidden=64, last_step=LAST_STEP, checkpoint_dir=directory, save_checkpoint_steps=10,
+                                       save_checkpoint_secs=0, **NO_LIMIT, optimizer="adam", shard_optimizer=1,
+                                       second_copy=1, ranks_per_node=1)
+                with harness.Job(ranks, harness.TRAIN, *options, launcher_options=FAULT_TOLERANT) as job:
+                    harness.wait_for(lambda directory=directory: harness.newest_step(directory) >= 50, "the first saves")
+                    os.kill(next(pid for pid in job.ranks() if harness.rank_of(pid) == victim), signal.SIGKILL)
+                    ended = job.wait()
+                self.check_end(ended, directory, LAST_STEP, digest)
+                self.assertRegex(ended.err, LOST, str(ended))
+                self.assertRegex(ended.err + ended.out, r"a second copy of parameters and slots: 0\.\d MiB a node")
+                self.assertRegex(ended.err + ended.out, r"goes on after step \d+ with the values in memory", str(ended))
+                self.assertNotIn("restored checkpoint", ended.err + ended.out, str(ended))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ class ProcessWatch {
   /// The index of one that has ended, or nullopt. Does not block.
   std::optional<std::size_t> ended() const;
 
+  /// What a process of this scope does: it is there, be it busy, asleep or hung in the kernel; it was stopped
+  /// (SIGSTOP), and nothing in it runs, not by a debugger; or it has ended.
+  enum class State { there, stopped, ended };
+  static State state(const Process& process);
+
   /// Kills a process of this scope (SIGKILL), which it cannot refuse, stopped or not; none if it has ended.
   static void kill(const Process& process);
 

@@ -438,6 +438,17 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
                   state.slot_names().empty() ? "" : fmt::format(" and {} slots", state.slot_names().size()),
                   options.shard_optimizer ? ", slots shared out over all ranks" : "", same_bits(options)));
 
+  if (options.second_copy) {
+    const std::size_t bytes = machine.keepsake ? machine.keepsake->second_copy_bytes() : 0;
+    if (bytes == 0) {
+      log.warn(machine.keepsake ? "--second_copy 1 keeps none with bf16 gradients between nodes"
+                                : "--second_copy 1 keeps none: this MPI does not survive the loss of a rank");
+    } else {
+      log.info(fmt::format("a second copy of parameters and slots: {:.1f} MiB a node",
+                           static_cast<double>(bytes) / (1 << 20)));
+    }
+  }
+
   std::optional<double> loss;
   Timing timing;
   Seconds after_first{0};
@@ -501,7 +512,9 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
     if (options.report.empty()) return;
     nlohmann::json report =
         make_report(session, options, comm, state, batch, *kernels, loss, evaluation, timing, seconds);
-    report["peak_memory_bytes"] = *std::ranges::max_element(memory);  // of the rank that has most
+    report["second_copy_bytes"] =
+        machine.keepsake ? machine.keepsake->second_copy_bytes() : 0;  // of the node
+    report["peak_memory_bytes"] = *std::ranges::max_element(memory);   // of the rank that has most
     report.update(speed_report(comm, options, model, *kernels, *machine.clock, timing));
     if (options.report_parts) report["parts"] = parts_report(*parts, waits);
     write_text(options.report, report.dump(2) + "\n", *machine.files);

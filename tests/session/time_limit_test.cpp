@@ -36,3 +36,12 @@ TEST_CASE("one slow step is remembered for a while, and then forgotten") {
   for (int step = 0; step < 1000; ++step) limit.reached(Seconds{now += 0.1}, Seconds{0});
   CHECK(limit.describe().find("slow step 0.10 s") != std::string::npos);
 }
+
+TEST_CASE("saves that have become faster leave more time") {
+  TimeLimit limit(Seconds{100}, Seconds{0}, "the limit");
+  CHECK_FALSE(limit.reached(Seconds{40}, Seconds{29}));
+  CHECK_FALSE(limit.reached(Seconds{41}, Seconds{1}));
+  CHECK_FALSE(limit.reached(Seconds{42}, Seconds{1}));
+  CHECK(limit.describe().find("a slow save takes 1.0 s") != std::string::npos);
+  CHECK(limit.reached(Seconds{43}, Seconds{28}));
+}

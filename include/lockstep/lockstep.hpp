@@ -33,6 +33,7 @@
 #include <lockstep/nn/flatten.hpp>
 #include <lockstep/nn/gelu.hpp>
 #include <lockstep/nn/global_avg_pool.hpp>
+#include <lockstep/nn/gradient_check.hpp>
 #include <lockstep/nn/huber.hpp>
 #include <lockstep/nn/layer_norm.hpp>
 #include <lockstep/nn/max_pool2d.hpp>

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -9,6 +10,9 @@
 
 namespace lockstep {
 namespace {
+
+// What stands where a layer has to write: it shows in a result that is left out, or added to.
+constexpr float kNobodyWrote = std::numeric_limits<float>::quiet_NaN();
 
 /// Compares `backward` with central differences of `objective` in each of `values`, which it moves and puts
 /// back.
@@ -42,7 +46,7 @@ void compare(const std::string& name, std::span<float> values, std::span<const f
       continue;
     }
     ++report.checked;
-    if (!(error <= report.worst)) {  // NaN counts as worse
+    if (!(error <= report.worst) && !std::isnan(report.worst)) {  // nothing is worse than NaN
       report.worst = error;
       report.where = fmt::format("{}[{}]", name, i);
     }
@@ -69,10 +73,10 @@ GradientReport check_gradients(std::unique_ptr<Layer> layer, const Shape& input,
   const auto samples = static_cast<std::size_t>(options.samples);
   std::vector<float> in =
       random_values(samples * static_cast<std::size_t>(element_count(input)), options.seed, 0);
-  std::vector<float> out(samples * static_cast<std::size_t>(element_count(output)));
+  std::vector<float> out(samples * static_cast<std::size_t>(element_count(output)), kNobodyWrote);
   const std::vector<float> weights = random_values(out.size(), options.seed, 1);
-  std::vector<float> scratch(layer->scratch_size(options.samples));
-  std::vector<float> room(layer->room_size(options.samples));
+  std::vector<float> scratch(layer->scratch_size(options.samples), kNobodyWrote);
+  std::vector<float> room(layer->room_size(options.samples), kNobodyWrote);
   const std::unique_ptr<Plan> plan = layer->plan(kernels, options.samples);
   const Pass pass{.kernels = kernels,
                   .samples = options.samples,
@@ -81,6 +85,8 @@ GradientReport check_gradients(std::unique_ptr<Layer> layer, const Shape& input,
                   .plan = plan.get(),
                   .room = room};
   const auto objective = [&] {
+    std::ranges::fill(out, kNobodyWrote);
+    std::ranges::fill(room, kNobodyWrote);
     layer->forward(pass, in, out, scratch);
     double sum = 0;
     for (std::size_t i = 0; i < out.size(); ++i) {
@@ -91,8 +97,12 @@ GradientReport check_gradients(std::unique_ptr<Layer> layer, const Shape& input,
 
   objective();
   std::vector<float> output_gradient = weights;
-  std::vector<float> input_gradient(in.size());
+  std::vector<float> input_gradient(in.size(), kNobodyWrote);
   Arena gradients = allocator.allocate(std::max<std::size_t>(1, state.parameter_elements()));
+  for (const Tensor& tensor : state.parameter_tensors()) {
+    std::ranges::fill(tensor.in(gradients.values()), kNobodyWrote);
+  }
+  std::ranges::fill(room, kNobodyWrote);
   layer->backward(pass, in, out, output_gradient, input_gradient, gradients.values(), scratch);
 
   GradientReport report;
@@ -108,18 +118,20 @@ GradientReport check_gradients(const Sequential& model, State& state, const Kern
                                const GradientCheckOptions& options) {
   const auto samples = static_cast<std::int64_t>(inputs.size()) / element_count(model.input_shape());
   Workspace workspace = model.workspace(kernels, samples);
-  Arena gradients = PlainAllocator{}.allocate(std::max<std::size_t>(1, state.parameter_elements()));
-  float loss = 0;
-  model.forward_backward(workspace, inputs, targets, gradients.values(), 1.0F, loss);
+  // Training passes throughout: batch norm and dropout are other functions in evaluation.
+  const TrainingPass training{.draw = {.seed = options.seed}};
+  const Arena moved = PlainAllocator{}.allocate(std::max<std::size_t>(1, state.parameter_elements()));
   const auto objective = [&] {
     float sum = 0;
-    std::int64_t correct = 0;
-    model.evaluate(workspace, inputs, targets, sum, correct);
+    model.forward_backward(workspace, inputs, targets, moved.values(), 1.0F, sum, {}, training);
     return static_cast<double>(sum);
   };
+  objective();
+  const std::vector<float> gradients(moved.values().begin(), moved.values().end());
   GradientReport report;
   for (const Tensor& tensor : state.parameter_tensors()) {
-    compare(tensor.name(), tensor.values(), tensor.in(gradients.values()), objective, options.step, report);
+    const auto backward = std::span(gradients).subspan(tensor.offset(), tensor.size());
+    compare(tensor.name(), tensor.values(), backward, objective, options.step, report);
   }
   return report;
 }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -93,6 +94,65 @@ TEST_CASE("the gradient check finds a wrong layer and says where") {
   const GradientReport report = check_gradients(std::make_unique<WrongRelu>(), {20}, *make_kernels());
   CHECK(report.worst > 0.1);
   CHECK(report.where.starts_with("input["));
+}
+
+/// output = weight * input, element by element, with one mistake of those that differences alone do not show.
+class Careless final : public Layer {
+ public:
+  enum class Mistake { none, adds, forgets_a_weight, forgets_an_output, forgets_an_input, trusts_its_room };
+  explicit Careless(Mistake mistake) : mistake_(mistake) {}
+  std::string_view kind() const noexcept override { return "careless"; }
+  std::string describe() const override { return "careless"; }
+  Shape declare(State& state, const std::string& name, const Shape& input) override {
+    weight_ = state.parameter(name + "/weight", input);
+    return input;
+  }
+  void initialize(const State& state, std::uint64_t seed) const override {
+    fill_normal(state, weight_, seed, 1);
+  }
+  std::size_t room_size(std::int64_t) const override { return 1; }
+  void forward(const Pass& pass, std::span<const float> input, std::span<float> output,
+               std::span<float>) const override {
+    const float more = mistake_ == Mistake::trusts_its_room ? pass.room[0] : 0.0F;
+    const std::size_t end = output.size() - (mistake_ == Mistake::forgets_an_output ? 1 : 0);
+    for (std::size_t i = 0; i < end; ++i) output[i] = weight_.values()[i % weight_.size()] * input[i] + more;
+  }
+  void backward(const Pass&, std::span<const float> input, std::span<const float>,
+                std::span<float> output_gradient, std::span<float> input_gradient, std::span<float> gradients,
+                std::span<float>) const override {
+    const std::span<float> to = weight_.in(gradients);
+    if (mistake_ != Mistake::adds) {
+      std::ranges::fill(to.first(to.size() - (mistake_ == Mistake::forgets_a_weight ? 1 : 0)), 0.0F);
+    }
+    for (std::size_t i = 0; i < input.size(); ++i) to[i % to.size()] += output_gradient[i] * input[i];
+    const std::size_t first = mistake_ == Mistake::forgets_an_input ? 1 : 0;
+    for (std::size_t i = first; i < input.size(); ++i) {
+      input_gradient[i] = output_gradient[i] * weight_.values()[i % weight_.size()];
+    }
+  }
+
+ private:
+  Mistake mistake_;
+  Tensor weight_;
+};
+
+TEST_CASE("the gradient check finds what a layer does not write, adds to, or takes from its room") {
+  using Mistake = Careless::Mistake;
+  const auto check = [](Mistake mistake) {
+    return check_gradients(std::make_unique<Careless>(mistake), {7}, *make_kernels());
+  };
+  CHECK(check(Mistake::none).worst < 3e-3);
+  CHECK(check(Mistake::none).checked == 3 * 7 + 7);
+  for (const Mistake mistake : {Mistake::adds, Mistake::forgets_a_weight, Mistake::forgets_an_output,
+                                Mistake::forgets_an_input, Mistake::trusts_its_room}) {
+    CAPTURE(static_cast<int>(mistake));
+    const GradientReport report = check(mistake);
+    CHECK_FALSE(report.worst < 3e-3);  // as callers ask it: NaN is no success
+    CHECK_FALSE(report.where.empty());
+  }
+  CHECK(check(Mistake::adds).where == "layer/weight[0]");
+  CHECK(check(Mistake::forgets_a_weight).where == "layer/weight[6]");
+  CHECK(check(Mistake::forgets_an_input).where == "input[0]");
 }
 
 TEST_CASE("initial values depend on the seed and the tensor, lie within the limit, and biases are zero") {

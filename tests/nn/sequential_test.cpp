@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -32,25 +34,81 @@
 
 #include "support.hpp"
 
+// Under the address sanitizer memory is its own business, and only `new` is counted.
+#if defined(__SANITIZE_ADDRESS__)
+#define LOCKSTEP_COUNTS_MALLOC 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define LOCKSTEP_COUNTS_MALLOC 0
+#endif
+#endif
+#ifndef LOCKSTEP_COUNTS_MALLOC
+#define LOCKSTEP_COUNTS_MALLOC 1
+#endif
+
 namespace {
+
 std::atomic<long> allocations{0};
-std::atomic<long> large_allocations{0};
-constexpr std::size_t kLarge = 1024;  // bytes: what holds data of a pass, however small the network
+std::atomic<long> alive{0};  // pieces of memory
+
+void* taken(void* memory) {
+  ++allocations;
+  if (memory != nullptr) ++alive;
+  return memory;
+}
+
 }  // namespace
 
-// Counts every allocation of the program. Not inlined: gcc would take the halves of a pair for a mismatch.
+#if LOCKSTEP_COUNTS_MALLOC
+// Counts every allocation of the program and of the libraries in it, whatever way it takes: these stand
+// before those of the C library, whose own names for them they call.
+extern "C" {
+void* __libc_malloc(std::size_t) noexcept;
+void* __libc_calloc(std::size_t, std::size_t) noexcept;
+void* __libc_realloc(void*, std::size_t) noexcept;
+void* __libc_memalign(std::size_t, std::size_t) noexcept;
+void __libc_free(void*) noexcept;
+
+void* malloc(std::size_t size) noexcept {
+  return taken(__libc_malloc(size));
+}
+void* calloc(std::size_t number, std::size_t size) noexcept {
+  return taken(__libc_calloc(number, size));
+}
+void* memalign(std::size_t alignment, std::size_t size) noexcept {
+  return taken(__libc_memalign(alignment, size));
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  return memalign(alignment, size);
+}
+int posix_memalign(void** memory, std::size_t alignment, std::size_t size) noexcept {
+  *memory = memalign(alignment, size);
+  return *memory == nullptr ? ENOMEM : 0;
+}
+void* realloc(void* memory, std::size_t size) noexcept {
+  if (memory != nullptr) --alive;
+  return taken(__libc_realloc(memory, size));
+}
+void free(void* memory) noexcept {
+  if (memory != nullptr) --alive;
+  __libc_free(memory);
+}
+}
+#else
+// Not inlined: gcc would take the halves of a pair for a mismatch.
 [[gnu::noinline]] void* operator new(std::size_t size) {
-  ++allocations;
-  if (size >= kLarge) ++large_allocations;
-  if (void* memory = std::malloc(size)) return memory;
+  if (void* memory = std::malloc(size)) return taken(memory);
   throw std::bad_alloc();
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept {
+  if (memory != nullptr) --alive;
   std::free(memory);
 }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
+  if (memory != nullptr) --alive;
   std::free(memory);
 }
+#endif
 
 namespace lockstep {
 namespace {
@@ -189,7 +247,40 @@ TEST_CASE("gradients are written, not added, and padding stays zero") {
   }
 }
 
-TEST_CASE("a step allocates nothing after the first, with every library") {
+/// What steps have allocated. The first may.
+class Steps {
+ public:
+  void end() {
+    taken_.at(steps_) = allocations;
+    alive_.at(steps_) = alive;
+    ++steps_;
+  }
+
+  /// Every step after the first took so many pieces of memory, and none kept any.
+  void check(long each) const {
+    for (std::size_t i = 1; i < steps_; ++i) {
+      CHECK(taken_.at(i) - taken_.at(i - 1) == each);
+      CHECK(alive_.at(i) == alive_.front());
+    }
+  }
+
+  /// The same number in each step, which is not ours to say.
+  void check_same() const { check(taken_.at(1) - taken_.at(0)); }
+
+ private:
+  std::array<long, 8> taken_{}, alive_{};
+  std::size_t steps_ = 0;
+};
+
+/// Pieces of memory that a product takes: oneDNN's in fp32 packs into a buffer of its own, for which there is
+/// no way to hand it one. Only `malloc` shows it.
+long takes_for_products(const Kernels& kernels) {
+  const bool library_does = kernels.name() == "onednn" && kernels.precision() != Precision::bf16;
+  return library_does && LOCKSTEP_COUNTS_MALLOC != 0 ? 1 : 0;
+}
+
+TEST_CASE(
+    "a step allocates nothing after the first, but for the packing buffer of oneDNN's products in fp32") {
   for (const auto& kernels : test::all_kernels_and_precisions()) {
     CAPTURE(kernels->name());
     test::Trained trained({784}, {512, 100}, 10);
@@ -203,9 +294,8 @@ TEST_CASE("a step allocates nothing after the first, with every library") {
     const auto labels = test::random_labels(32, 10, 61);
     std::size_t last_offset = 1;
     const Sequential::GradientReady ready = [&](std::size_t offset) { last_offset = offset; };
-    long before = 0;
+    Steps steps;
     for (int step = 0; step < 4; ++step) {
-      if (step == 1) before = allocations;
       float loss = 0;
       trained.model.forward_backward(workspace, inputs, view(labels), gradients.values(), 1.0F / 32, loss,
                                      ready);
@@ -213,8 +303,10 @@ TEST_CASE("a step allocates nothing after the first, with every library") {
                       {.learning_rate = 0.1F, .step = step});
       std::int64_t correct = 0;
       trained.model.evaluate(workspace, inputs, view(labels), loss, correct);
+      steps.end();
     }
-    CHECK(allocations - before == 0);
+    // Forward of three layers, twice, and their gradients, of which that of the input is not wanted.
+    steps.check(takes_for_products(*kernels) * (3 + 5 + 3));
     CHECK(last_offset == 0);
   }
 }
@@ -264,7 +356,35 @@ Sequential network_of(const std::string& name) {
   return model;
 }
 
-TEST_CASE("no network's step allocates after the first, but for small objects of oneDNN's convolutions") {
+TEST_CASE("the gradients of networks with every kind of layer agree with differences of their loss") {
+  const auto kernels = make_kernels();
+  for (const std::string name : {"lenet", "resnet", "unet", "gpt"}) {
+    CAPTURE(name);
+    State state;
+    Sequential model = network_of(name);
+    model.declare(state);
+    PlainAllocator allocator;
+    state.freeze(allocator);
+    model.initialize(state, 1);
+    constexpr std::int64_t kSamples = 4;
+    std::vector<float> inputs =
+        test::normal_values(static_cast<std::size_t>(kSamples * element_count(model.input_shape())), 62);
+    if (name == "gpt") {
+      for (std::size_t i = 0; i < inputs.size(); ++i) inputs[i] = static_cast<float>((i * i) % 5);
+    }
+    const auto positions = static_cast<std::size_t>(element_count(model.output_shape()) / 5);
+    const auto labels = test::random_labels(kSamples * positions, 5, 63);
+    // Small steps where sums pass the kinks of ReLU and of pools, many of them behind batch norm.
+    const double step = name == "gpt" ? 1.0 / 256 : name == "resnet" ? 1.0 / 2048 : 1.0 / 1024;
+    const GradientReport report =
+        check_gradients(model, state, *kernels, inputs, view(labels), {.step = step});
+    INFO(report.where);
+    CHECK(report.worst < 2e-2);
+    CHECK(report.skipped * 4 < report.checked);
+  }
+}
+
+TEST_CASE("no network's step allocates after the first, but for what oneDNN takes and gives back in a call") {
   for (const auto& kernels : test::all_kernels_and_precisions()) {
     for (const std::string name : {"lenet", "resnet", "unet", "gpt"}) {
       CAPTURE(kernels->name());
@@ -286,24 +406,23 @@ TEST_CASE("no network's step allocates after the first, but for small objects of
       const auto positions = static_cast<std::size_t>(element_count(model.output_shape()) / 5);
       const auto labels = test::random_labels(kSamples * positions, 5, 61);
       const auto values = gradients.values();
-      long before = 0;
-      long large_before = 0;
-      constexpr int kSteps = 3;
-      for (int step = 0; step < kSteps + 1; ++step) {
-        if (step == 1) {
-          before = allocations;
-          large_before = large_allocations;
-        }
+      Steps steps;
+      for (int step = 0; step < 4; ++step) {
         float loss = 0;
         const TrainingPass training{
             .draw = {.seed = 1, .step = step},
             .statistics = values.subspan(state.parameter_elements(), state.buffers().size())};
         model.forward_backward(workspace, inputs, view(labels), values, 0.25F, loss, {}, training);
+        steps.end();
       }
-      CHECK(large_allocations - large_before == 0);
-      // The library makes a few small objects in every call: see Convolution.
-      const bool library_does = name != "gpt" && kernels->name() == "onednn";
-      if (!library_does) CHECK(allocations - before == 0);
+      // Its convolutions take a few small objects, such as lists of their arguments.
+      const bool library_does =
+          kernels->name() == "onednn" && (name != "gpt" || takes_for_products(*kernels) > 0);
+      if (library_does) {
+        steps.check_same();
+      } else {
+        steps.check(0);
+      }
     }
   }
 }

@@ -28,9 +28,10 @@ enum class Transpose : bool { no, yes };
 /// The matrix work of all layers; everything else is plain loops of this library (elementwise.hpp).
 ///
 /// Implementations are single-threaded, keep nothing between calls and allocate nothing after the first call,
-/// so several threads may use one object. What is worth keeping between calls is made once, for one thread,
-/// by `convolution`. The bits of a result depend on the values and the sizes alone: not on where the buffers
-/// lie, nor on what ran before.
+/// so several threads may use one object; but oneDNN's products in fp32 take a packing buffer from the heap
+/// and give it back. What is worth keeping between calls is made once, for one thread, by `convolution`. The
+/// bits of a result depend on the values and the sizes alone: not on where the buffers lie, nor on what ran
+/// before.
 class Kernels {
  public:
   virtual ~Kernels() = default;

@@ -126,7 +126,10 @@ BatchNorm::BatchNorm(Then then, float momentum, float epsilon)
 }
 
 std::string BatchNorm::describe() const {
-  return fmt::format("batch norm {}{}", channels_, then_ == Then::relu ? ", relu" : "");
+  std::string text = fmt::format("batch norm {}{}", channels_, then_ == Then::relu ? ", relu" : "");
+  if (momentum_ != kMomentum) text += fmt::format(", momentum {}", momentum_);
+  if (epsilon_ != kEpsilon) text += fmt::format(", epsilon {}", epsilon_);
+  return text;
 }
 
 Shape BatchNorm::declare(State& state, const std::string& name, const Shape& input) {
@@ -158,10 +161,15 @@ void BatchNorm::forward(const Pass& pass, std::span<const float> input, std::spa
   float* mean = scratch.data();
   float* inverse = mean + channels_;
   if (pass.training) {
+    if (rows < 2) {
+      throw UsageError(
+          "a batch norm has one value for each channel, whose norm is always 0; give micro-batches of "
+          "more samples");
+    }
     moments(rows, channels_, x, mean, inverse);
     if (!pass.statistics.empty()) {
       const float step = momentum_ * pass.statistics_share;
-      const float unbiased = rows > 1 ? static_cast<float>(rows) / static_cast<float>(rows - 1) : 1.0F;
+      const float unbiased = static_cast<float>(rows) / static_cast<float>(rows - 1);
       const std::span<float> to_mean = running_mean_.in(pass.statistics);
       const std::span<float> to_variance = running_variance_.in(pass.statistics);
       for (std::size_t c = 0; c < channels_; ++c) {

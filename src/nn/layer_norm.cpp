@@ -13,7 +13,8 @@ LayerNorm::LayerNorm(float epsilon) : epsilon_(epsilon) {
 }
 
 std::string LayerNorm::describe() const {
-  return fmt::format("layer norm {}", features_);
+  return fmt::format("layer norm {}", features_) +
+         (epsilon_ != kEpsilon ? fmt::format(", epsilon {}", epsilon_) : "");
 }
 
 Shape LayerNorm::declare(State& state, const std::string& name, const Shape& input) {

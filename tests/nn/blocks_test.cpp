@@ -68,6 +68,34 @@ TEST_CASE("batch norm: statistics of the micro-batch in training, running ones i
   for (std::size_t i = 0; i < 8; ++i) CHECK(out[i] == doctest::Approx(in[i]));
 }
 
+TEST_CASE("a batch norm of one value for each channel is refused in training, and only there") {
+  State state;
+  BatchNorm layer;
+  layer.declare(state, "n", {3});
+  PlainAllocator allocator;
+  state.freeze(allocator);
+  layer.initialize(state, 1);
+  const auto kernels = make_kernels();
+  const std::vector<float> in{1, 2, 3};
+  std::vector<float> out(3), scratch(layer.scratch_size(1));
+  CHECK_THROWS_AS(layer.forward({.kernels = *kernels, .samples = 1}, in, out, scratch), UsageError);
+  layer.forward({.kernels = *kernels, .samples = 1, .training = false}, in, out, scratch);
+  CHECK(out[2] == doctest::Approx(3));
+}
+
+TEST_CASE("norms that compute something else are described by other words, which checkpoints keep") {
+  const auto described = [](auto layer) {
+    State state;
+    layer.declare(state, "n", {4, 7});
+    return layer.describe();
+  };
+  CHECK(described(BatchNorm{BatchNorm::Then::relu}) == "batch norm 7, relu");
+  CHECK(described(BatchNorm{BatchNorm::Then::nothing, 0.5F}) == "batch norm 7, momentum 0.5");
+  CHECK(described(BatchNorm{BatchNorm::Then::nothing, 0.1F, 0.01F}) == "batch norm 7, epsilon 0.01");
+  CHECK(described(LayerNorm{}) == "layer norm 7");
+  CHECK(described(LayerNorm{0.25F}) == "layer norm 7, epsilon 0.25");
+}
+
 TEST_CASE("batch norm's sums over many rows are good to float's precision") {
   State state;
   BatchNorm layer;

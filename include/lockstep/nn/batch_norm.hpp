@@ -17,13 +17,17 @@ class BatchNorm final : public Layer {
  public:
   enum class Then { nothing, relu };
 
-  explicit BatchNorm(Then then = Then::nothing, float momentum = 0.1F, float epsilon = 1e-5F);
+  static constexpr float kMomentum = 0.1F;
+  static constexpr float kEpsilon = 1e-5F;
+
+  explicit BatchNorm(Then then = Then::nothing, float momentum = kMomentum, float epsilon = kEpsilon);
 
   std::string_view kind() const noexcept override { return "norm"; }
   std::string describe() const override;
   Shape declare(State& state, const std::string& name, const Shape& input) override;
   void initialize(const State& state, std::uint64_t seed) const override;
   std::size_t scratch_size(std::int64_t samples) const override;
+  /// Throws UsageError in training for a single value a channel: one sample of one position.
   void forward(const Pass& pass, std::span<const float> input, std::span<float> output,
                std::span<float> scratch) const override;
   void backward(const Pass& pass, std::span<const float> input, std::span<const float> output,

@@ -8,7 +8,9 @@ namespace lockstep {
 /// Hinton 2016). Parameters: "scale" [features], ones at first, and "shift" [features], zeros at first.
 class LayerNorm final : public Layer {
  public:
-  explicit LayerNorm(float epsilon = 1e-5F);
+  static constexpr float kEpsilon = 1e-5F;
+
+  explicit LayerNorm(float epsilon = kEpsilon);
 
   std::string_view kind() const noexcept override { return "norm"; }
   std::string describe() const override;

@@ -1,6 +1,7 @@
 #include "convolution_by_products.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <vector>
 
@@ -8,6 +9,41 @@
 
 namespace lockstep {
 namespace {
+
+/// A kernel of one pixel: one product of all pixels with the weights.
+class PointwiseConvolution final : public Convolution {
+ public:
+  PointwiseConvolution(const Kernels& kernels, const ConvolutionShape& shape)
+      : kernels_(kernels),
+        in_(shape.input_channels),
+        out_(shape.output_channels),
+        pixels_(shape.input_positions()) {}
+
+  void forward(std::int64_t samples, std::span<const float> input, std::span<const float> weight,
+               std::span<const float> bias, std::span<float> output) override {
+    kernels_.gemm(Transpose::no, Transpose::no, samples * pixels_, out_, in_, input.data(), in_,
+                  weight.data(), out_, false, output.data(), out_);
+    if (!bias.empty()) add_bias(output, bias);
+  }
+
+  void input_gradient(std::int64_t samples, std::span<const float> output_gradient,
+                      std::span<const float> weight, std::span<float> input_gradient) override {
+    kernels_.gemm(Transpose::no, Transpose::yes, samples * pixels_, in_, out_, output_gradient.data(), out_,
+                  weight.data(), out_, false, input_gradient.data(), in_);
+  }
+
+  void weight_gradient(std::int64_t samples, std::span<const float> input,
+                       std::span<const float> output_gradient, std::span<float> weight_gradient,
+                       std::span<float> bias_gradient) override {
+    kernels_.gemm(Transpose::yes, Transpose::no, in_, out_, samples * pixels_, input.data(), in_,
+                  output_gradient.data(), out_, false, weight_gradient.data(), out_);
+    if (!bias_gradient.empty()) column_sums(output_gradient, bias_gradient);
+  }
+
+ private:
+  const Kernels& kernels_;
+  std::int64_t in_, out_, pixels_;
+};
 
 /// Gathers the windows of one sample into the rows of a matrix [output positions, window x channels] and
 /// multiplies that with the weights.
@@ -126,7 +162,13 @@ class ConvolutionByProducts final : public Convolution {
 
 }  // namespace
 
+bool is_pointwise(const ConvolutionShape& shape) noexcept {
+  constexpr std::array<std::int64_t, 3> kOne = {1, 1, 1}, kNone = {0, 0, 0};
+  return shape.kernel == kOne && shape.stride == kOne && shape.padding == kNone && shape.groups == 1;
+}
+
 std::unique_ptr<Convolution> convolution_by_products(const Kernels& kernels, const ConvolutionShape& shape) {
+  if (is_pointwise(shape)) return std::make_unique<PointwiseConvolution>(kernels, shape);
   return std::make_unique<ConvolutionByProducts>(kernels, shape);
 }
 

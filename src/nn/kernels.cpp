@@ -38,8 +38,9 @@ std::unique_ptr<Kernels> make_kernels(KernelChoice choice, Precision precision) 
   if (choice == KernelChoice::automatic) {
     choice = onednn_is_built() ? KernelChoice::onednn : KernelChoice::eigen;
   }
-  const bool native = precision == Precision::bf16 && has_bf16_products();
-  auto kernels = choice == KernelChoice::onednn ? make_onednn_kernels(native) : make_eigen_kernels(native);
+  const bool onednn = choice == KernelChoice::onednn;
+  const bool native = precision == Precision::bf16 && has_bf16_products() && (!onednn || onednn_has_bf16());
+  auto kernels = onednn ? make_onednn_kernels(native) : make_eigen_kernels(native);
   return precision == Precision::f32 || native ? std::move(kernels) : emulate_bf16(std::move(kernels));
 }
 

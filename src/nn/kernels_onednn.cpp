@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <lockstep/nn/elementwise.hpp>
 
 #include "bf16_product.hpp"
+#include "convolution_by_products.hpp"
 #include "kernels_internal.hpp"
 
 // Of the OpenMP run time that oneDNN is linked with. Declared here since not every compiler that can build
@@ -409,6 +411,10 @@ class OneDnnKernels final : public Kernels {
 
   std::unique_ptr<Convolution> convolution(const ConvolutionShape& shape,
                                            std::int64_t samples) const override {
+    // The library's own take up to a third longer over many pixels, and are the faster ones for few channels.
+    constexpr std::int64_t kManyChannels = 32;
+    const bool many = std::min(shape.input_channels, shape.output_channels) >= kManyChannels;
+    if (!bf16_ && many && is_pointwise(shape)) return convolution_by_products(*this, shape);
     return std::make_unique<OneDnnConvolution>(shape, samples, bf16_);
   }
 
@@ -420,6 +426,11 @@ class OneDnnKernels final : public Kernels {
 
 bool onednn_is_built() noexcept {
   return true;
+}
+
+bool onednn_has_bf16() noexcept {
+  constexpr auto kWanted = static_cast<unsigned>(dnnl_cpu_isa_avx512_core_bf16);
+  return (static_cast<unsigned>(dnnl_get_effective_cpu_isa()) & kWanted) == kWanted;
 }
 
 std::unique_ptr<Kernels> make_onednn_kernels(bool bf16) {

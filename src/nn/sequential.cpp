@@ -51,7 +51,7 @@ Workspace Sequential::workspace(const Kernels& kernels, std::int64_t micro_batch
   const std::size_t output = elements(output_, micro_batch);
   const std::size_t scratch = chain_.scratch_size(micro_batch);
   const std::size_t room = chain_.room_size(micro_batch);
-  workspace.memory_ = PlainAllocator{}.allocate(2 * aligned(output) + aligned(scratch) + room);
+  workspace.memory_ = PlainAllocator{}.allocate(workspace_bytes(micro_batch) / sizeof(float));
   const std::span<float> memory = workspace.memory_.values();
   workspace.output_ = memory.first(output);
   workspace.output_gradient_ = memory.subspan(aligned(output), output);
@@ -59,6 +59,12 @@ Workspace Sequential::workspace(const Kernels& kernels, std::int64_t micro_batch
   workspace.room_ = memory.subspan(2 * aligned(output) + aligned(scratch), room);
   workspace.plan_ = chain_.plan(kernels, micro_batch);
   return workspace;
+}
+
+std::size_t Sequential::workspace_bytes(std::int64_t micro_batch) const {
+  return (2 * aligned(elements(output_, micro_batch)) + aligned(chain_.scratch_size(micro_batch)) +
+          chain_.room_size(micro_batch)) *
+         sizeof(float);
 }
 
 std::int64_t Sequential::check_samples(const Workspace& workspace, std::span<const float> inputs) const {

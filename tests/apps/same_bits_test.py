@@ -1,8 +1,10 @@
 """Promise P1 with real programs: one parameters_digest and one loss, however the work is spread."""
 
 import json
+import os
 import random
 import shutil
+import unittest.mock
 
 import harness
 from harness import EndToEnd
@@ -111,6 +113,19 @@ class SameBits(EndToEnd):
             for ranks, variant in ((2, {"threads": 2}), (5, {})):
                 with self.subTest(model=changes["model"], ranks=ranks, **variant):
                     self.assertEqual(self.bits(ranks, **changes, **variant, precision="bf16"), expected)
+
+    def test_bf16_is_emulated_where_onednn_is_kept_from_its_instructions(self):
+        changes = {"dataset": "fashion-mnist", "data_dir": None, "model": "lenet", "hidden": None, "last_step": 4,
+                   "global_batch": 24, "micro_batch": 4, "learning_rate": 0.02}
+        exact = self.bits(1, **changes)
+        with unittest.mock.patch.dict(os.environ, ONEDNN_MAX_CPU_ISA="AVX2"):
+            report = self.train(2, **changes, precision="bf16")
+        if not report["kernels"].startswith("oneDNN"):
+            self.skipTest("this build has no oneDNN")
+        self.assertTrue(report["precision_emulated"])
+        self.assertIn("bf16 is emulated", report["stderr"])
+        self.assertNotEqual(report["loss"], exact["loss"])
+        self.assertAlmostEqual(report["loss"], exact["loss"], delta=0.02 * exact["loss"])
 
     def test_a_checkpoint_goes_on_in_its_precision_or_where_a_change_is_allowed(self):
         directory = self.folder / "run"

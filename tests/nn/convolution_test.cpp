@@ -37,7 +37,9 @@ std::vector<ConvolutionShape> ragged_shapes() {
           shape_of({1, 8, 9}, 16, 32, 3, 2, 1, 1), shape_of({1, 8, 8}, 16, 32, 1, 2, 0, 1),
           shape_of({1, 6, 7}, 6, 4, 3, 1, 2, 2),   shape_of({1, 6, 6}, 32, 32, 3, 1, 1, 2),
           shape_of({1, 6, 6}, 8, 8, 3, 1, 1, 8),   shape_of({4, 5, 6}, 1, 3, 3, 1, 1, 1),
-          shape_of({5, 5, 5}, 16, 16, 3, 2, 1, 1), shape_of({3, 4, 5}, 4, 6, 2, 1, 0, 2)};
+          shape_of({5, 5, 5}, 16, 16, 3, 2, 1, 1), shape_of({3, 4, 5}, 4, 6, 2, 1, 0, 2),
+          shape_of({1, 6, 7}, 33, 40, 1, 1, 0, 1), shape_of({2, 3, 4}, 32, 32, 1, 1, 0, 1),
+          shape_of({1, 6, 7}, 32, 34, 1, 1, 0, 2), shape_of({1, 6, 7}, 32, 33, 1, 1, 1, 1)};
 }
 
 /// Every pixel and weight in turn, in double: what a convolution is.

@@ -82,6 +82,9 @@ class Sequential {
   /// Allocates memory for passes over up to `micro_batch` samples.
   Workspace workspace(const Kernels& kernels, std::int64_t micro_batch) const;
 
+  /// What that takes, beside what the kernels make for themselves.
+  std::size_t workspace_bytes(std::int64_t micro_batch) const;
+
   /// Called during backward with an offset into the gradient arena: from there to the end of the model's
   /// parameters the gradient is complete. Offsets fall; the last one is where the model's parameters begin.
   using GradientReady = std::function<void(std::size_t offset)>;

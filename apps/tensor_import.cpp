@@ -47,6 +47,15 @@ float from_half(std::uint16_t bits) {
   return (bits >> 15U) != 0 ? -value : value;
 }
 
+/// Throws what nlohmann's library throws for anything else, which it would turn into such numbers.
+std::vector<std::uint64_t> whole_numbers(const nlohmann::json& list) {
+  std::vector<std::uint64_t> numbers;
+  for (const nlohmann::json& item : list.get_ref<const nlohmann::json::array_t&>()) {
+    numbers.push_back(item.get_ref<const nlohmann::json::number_unsigned_t&>());
+  }
+  return numbers;
+}
+
 std::optional<std::size_t> bytes_each(std::string_view type) {
   if (type == "F64") return 8;
   if (type == "F32") return 4;
@@ -77,11 +86,12 @@ class SafeTensors {
     if (length > content_.size() - sizeof length) damaged("its header is cut off");
     const auto values = std::span(content_).subspan(sizeof length + length);
     const char* text = reinterpret_cast<const char*>(content_.data()) + sizeof length;
-    const auto header = nlohmann::json::parse(text, text + length, nullptr, false);
+    const auto header = nlohmann::json::parse(text, text + length, seen_once(), false);
     if (!header.is_object()) damaged("its header is no JSON object");
     for (const auto& [name, entry] : header.items()) {
       if (name != "__metadata__") tensors_[name] = parse(name, entry, values);
     }
+    check_places(values);
   }
 
   const std::map<std::string, Stored>& tensors() const noexcept { return tensors_; }
@@ -89,6 +99,37 @@ class SafeTensors {
  private:
   [[noreturn]] void damaged(const std::string& problem) const {
     throw DataError(fmt::format("'{}' is no good safetensors file: {}", path_.string(), problem));
+  }
+
+  /// The format wants every name once; a parser alone would take the last.
+  nlohmann::json::parser_callback_t seen_once() const {
+    return [this, names = std::set<std::string>()](int depth, nlohmann::json::parse_event_t event,
+                                                   const nlohmann::json& key) mutable {
+      const bool is_name = event == nlohmann::json::parse_event_t::key && depth == 1;
+      if (is_name && !names.insert(key.get<std::string>()).second) {
+        damaged(fmt::format("'{}' stands in it twice", key.get<std::string>()));
+      }
+      return true;
+    };
+  }
+
+  /// And the values one tensor behind the other: what overlaps or is left out was not meant so.
+  void check_places(std::span<const std::byte> values) const {
+    std::vector<std::pair<std::size_t, std::size_t>> places;
+    for (const auto& [name, tensor] : tensors_) {
+      const auto first = static_cast<std::size_t>(tensor.bytes.data() - values.data());
+      places.emplace_back(first, first + tensor.bytes.size());
+    }
+    std::ranges::sort(places);
+    std::size_t end = 0;
+    for (const auto& [first, last] : places) {
+      if (first != end) {
+        damaged(fmt::format("{} at byte {} of its values",
+                            first < end ? "tensors overlap" : "there is a hole", std::min(first, end)));
+      }
+      end = last;
+    }
+    if (end != values.size()) damaged(fmt::format("{} bytes belong to no tensor", values.size() - end));
   }
 
   std::vector<std::byte> read(FileSystem& files) const {
@@ -106,8 +147,10 @@ class SafeTensors {
     std::vector<std::uint64_t> offsets;
     try {
       tensor.type = entry.at("dtype").get<std::string>();
-      tensor.shape = entry.at("shape").get<Shape>();
-      offsets = entry.at("data_offsets").get<std::vector<std::uint64_t>>();
+      for (const std::uint64_t n : whole_numbers(entry.at("shape"))) {
+        tensor.shape.push_back(static_cast<std::int64_t>(n));
+      }
+      offsets = whole_numbers(entry.at("data_offsets"));
     } catch (const nlohmann::json::exception&) {
       damaged(fmt::format("'{}' has no type, shape and offsets", name));
     }
@@ -117,14 +160,14 @@ class SafeTensors {
     tensor.bytes = values.subspan(offsets[0], offsets[1] - offsets[0]);
     const auto each = bytes_each(tensor.type);
     if (!each) return tensor;  // of no use here, perhaps nobody wants it
-    std::uint64_t left = tensor.bytes.size() / *each;
-    bool fits = tensor.bytes.size() % *each == 0;
+    std::uint64_t size = *each;
     for (const std::int64_t n : tensor.shape) {
-      fits = fits && n > 0 && left % static_cast<std::uint64_t>(n) == 0;
-      if (fits) left /= static_cast<std::uint64_t>(n);
+      const auto count = static_cast<std::uint64_t>(n);
+      size = count > 0 && size > kLargest / count ? kLargest + 1 : size * count;
     }
-    if (!fits || left != 1)
+    if (size != tensor.bytes.size()) {
       damaged(fmt::format("'{}' has {} bytes, not what its shape says", name, tensor.bytes.size()));
+    }
     return tensor;
   }
 
@@ -217,6 +260,18 @@ void import_tensors(FileSystem& files, const std::filesystem::path& path,
         "'{}' does not fit the model:\n  {}\ngive the model that it was written for, or name what is to "
         "be taken with --import_tensors",
         path.string(), fmt::join(problems, "\n  ")));
+  }
+  for (const Wish& wish : wanted) {
+    const Stored& stored = tensors.at(wish.name);
+    std::size_t not_finite = 0;
+    const std::size_t elements = stored.bytes.size() / *bytes_each(stored.type);
+    for (std::size_t i = 0; i < elements; ++i) not_finite += std::isfinite(value_at(stored, i)) ? 0 : 1;
+    if (not_finite > 0) {
+      throw DataError(
+          fmt::format("'{}': {} of the {} values of '{}' are not finite as float32; nothing can be "
+                      "trained from them",
+                      path.string(), not_finite, elements, wish.name));
+    }
   }
   for (const Wish& wish : wanted) {
     const Stored& stored = tensors.at(wish.name);

@@ -48,8 +48,8 @@ class Import(EndToEnd):
         self.assertEqual(ended.code, 0, str(ended))
         return target
 
-    def refused(self, code, words, **changes):
-        ended = harness.run(2, harness.TRAIN, *self.options(**self.resnet, last_step=0, **changes))
+    def refused(self, code, words, launch=lambda *words: harness.run(2, *words), **changes):
+        ended = launch(harness.TRAIN, *self.options(**self.resnet, last_step=0, **changes))
         self.assertEqual(ended.code, code, str(ended))
         self.assertEqual(len(ended.errors()), 1, str(ended))
         for word in words:
@@ -123,11 +123,40 @@ class Import(EndToEnd):
             self.assertEqual(floats(read(target)["norm0.bias"][2]), expected, kind)
         good = file.read_bytes()
         damaged = self.folder / "damaged.safetensors"
+        length = struct.unpack("<Q", good[:8])[0]
+
+        def moved(change):
+            """The same values with another header."""
+            header = json.loads(good[8:8 + length])
+            text = json.dumps(change(header) or header).encode()
+            return struct.pack("<Q", len(text)) + text + good[8 + length:]
+
+        def places(header, name, offsets):
+            header[name]["data_offsets"] = offsets
+
+        first, second = sorted(read(file), key=lambda name: json.loads(good[8:8 + length])[name]["data_offsets"])[:2]
+        begin, end = json.loads(good[8:8 + length])[second]["data_offsets"]
+        twice = good[8:9] + json.dumps(first).encode() + b": {}, " + good[9:8 + length]
         for content, word in [(b"", "too short"), (good[:100], "cut off"), (good[:-1], "lie outside"),
+                              (struct.pack("<Q", 2**64 - 1) + good[8:], "cut off"),
+                              (struct.pack("<Q", 2**62) + good[8:], "cut off"),
+                              (struct.pack("<Q", 0), "no JSON"), (good + b"abcd", "4 bytes belong to no tensor"),
+                              (moved(lambda header: places(header, second, [begin - 4, end - 4])), "tensors overlap at byte"),
+                              (moved(lambda header: header.pop(second) and None), "there is a hole at byte"),
+                              (moved(lambda header: places(header, second, [-4, end - begin - 4])), "no type, shape and offsets"),
+                              (moved(lambda header: places(header, second, [begin + 0.5, end + 0.5])), "no type, shape and"),
+                              (moved(lambda header: places(header, second, [end, begin])), "lie outside"),
+                              (moved(lambda header: places(header, second, [begin])), "lie outside"),
+                              (moved(lambda header: header[second].update(shape=[2**62, 8])), "not what its shape says"),
+                              (moved(lambda header: header[second].update(shape=[-1, -16])), "no type, shape and offsets"),
+                              (struct.pack("<Q", len(twice)) + twice + good[8 + length:], "stands in it twice"),
+                              (good[:-4] + struct.pack("<f", float("nan")), "1 of the .* not finite"),
+                              (good[:-4] + struct.pack("<f", float("-inf")), "1 of the .* not finite"),
                               (good.replace(b'"shape": [16]', b'"shape": [15]', 1), "not what its shape says"),
                               (good.replace(b"{", b"[", 1), "no JSON"), (good.replace(b"dtype", b"dtypo", 1), "no type")]:
             damaged.write_bytes(content)
-            self.refused(65, ["damaged.safetensors", word], **{"import": damaged})
+            # Alone: mpirun takes two seconds to end when a program fails.
+            self.refused(65, ["damaged.safetensors", word], launch=harness.execute, **{"import": damaged})
         self.refused(65, ["there is no"], **{"import": self.folder / "none.safetensors"})
 
 

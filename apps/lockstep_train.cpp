@@ -12,6 +12,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include <lockstep/base/installed_memory.hpp>
 #include <lockstep/base/mac.hpp>
 #include <lockstep/base/peak_memory.hpp>
 #include <lockstep/base/signals.hpp>
@@ -122,6 +123,33 @@ void warn_of_idle_threads(const Communicator& world, const Log& log, const Batch
       fmt::format("{} of {} threads a rank have nothing to do: no rank has more than {} of the {} "
                   "micro-batches; use --threads {}, or a smaller micro_batch (another one gives other bits)",
                   threads - owned, threads, owned, batch.micro_batches(), owned));
+}
+
+/// Refuses what cannot be, before the machine chokes on it. Counts what one rank needs at least, so all hear
+/// of the node that has least. Collective.
+void check_memory(const Communicator& world, const TrainOptions& options, const Sequential& model,
+                  const State& state, const BatchPlan& batch, const Dataset& dataset) {
+  constexpr double kFloat = sizeof(float);
+  const auto threads = static_cast<double>(options.threads);
+  const std::size_t slots = options.shard_optimizer ? 0 : state.slot_names().size();
+  const double of_node = static_cast<double>(state.parameter_elements()) * static_cast<double>(1 + slots);
+  const auto gradients = static_cast<double>(state.gradient_elements());
+  const double samples = std::floor(static_cast<double>(batch.global_batch) / world.size());
+  double needed =
+      kFloat * (of_node + gradients * threads + samples * static_cast<double>(dataset.sample_elements()));
+  const auto installed = static_cast<double>(installed_memory());
+  // Only then: in numbers that are not beyond all measure.
+  if (needed <= installed) needed += threads * static_cast<double>(model.workspace_bytes(batch.micro_batch));
+  std::exception_ptr failure;
+  if (installed > 0 && needed > installed) {
+    constexpr double kGibi = 1 << 30;
+    failure = std::make_exception_ptr(UsageError(fmt::format(
+        "a rank needs at least {:.1f} GiB for {} parameters, {} of {} samples a step and {} thread{}, and "
+        "its machine has {:.1f} GiB; choose a smaller model, or a smaller global_batch or micro_batch",
+        needed / kGibi, state.parameter_count(), samples, batch.global_batch, options.threads,
+        options.threads == 1 ? "" : "s", installed / kGibi)));
+  }
+  throw_together(world, failure);
 }
 
 /// Settings that a resumed run must share with its checkpoint.
@@ -349,6 +377,7 @@ ExitCode train(const Communicator& world, const TrainOptions& options, Machine& 
   State state;
   model.declare(state);
   optimizer->declare(state);
+  check_memory(comm, options, model, state, batch, *dataset);
   const std::int64_t last_step =
       options.last_step
           ? *options.last_step

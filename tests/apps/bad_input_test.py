@@ -1,6 +1,7 @@
 """Every bad input: one clear message, the documented exit code on every rank, soon; nothing written or lost."""
 
 import os
+import pathlib
 import shutil
 import signal
 
@@ -85,6 +86,11 @@ class BadInput(EndToEnd):
                 ({"kernels": "mkl"}, ["--kernels 'mkl'"]),
                 ({"threads": 0}, ["--threads 0", "1 to"]),
                 ({"model": "resnet", "depth": 21}, ["--depth 21", "6 n \\+ 2"]),
+                ({"model": "resnet", "depth": 7}, ["--depth 7", "6 n \\+ 2"]),
+                ({"model": "resnet", "depth": -4}, ["--depth -4"]),
+                ({"model": "lenet"}, ["kernel of 5 is larger", "4, 4, 32"]),
+                ({"hidden": "0"}, ["--hidden '0'"]),
+                ({"hidden": "32,,32"}, ["--hidden '32,,32'"]),
                 ({"model": "gpt"}, ["--model gpt", "--dataset idx"]),
                 ({"model": "unet"}, ["--model unet", "--dataset idx", "npy"]),
                 ({"model": "lenet", "dropout": 1}, ["--dropout 1 ", "below 1"]),
@@ -101,6 +107,48 @@ class BadInput(EndToEnd):
                 self.check(self.options(**{"checkpoint_dir": run} | changes), 64, words,
                            ranks=RANKS if changes.get("last_step") == -5 else (3,),
                            plain=changes.get("last_step") == -5)
+
+    def test_networks_that_cannot_be(self):
+        """Refused before anything of their size is asked of the machine."""
+        text = self.folder / "a.txt"
+        text.write_bytes(b"abc " * 100)
+        empty = self.folder / "empty.txt"
+        empty.write_bytes(b"")
+        fields = harness.write_fields(self.folder / "fields", 4, 16)
+        gpt = {"dataset": "text", "data_dir": text, "model": "gpt", "context": 16, "layers": 1, "width": 8, "heads": 2,
+               "hidden": None, "global_batch": 4, "micro_batch": 2}
+        unet = {"dataset": "npy", "data_dir": fields, "model": "unet", "hidden": None, "global_batch": 4, "micro_batch": 2}
+        run = str(self.folder / "run")
+        for changes, code, words in [
+                (gpt | {"layers": 0}, 64, ["--layers 0", "1 to"]),
+                (gpt | {"layers": 10**6}, 64, ["--layers 1000000", "1 to"]),
+                (gpt | {"heads": 3}, 64, ["--width 8", "--heads 3", "divide"]),
+                (gpt | {"heads": 0}, 64, ["--heads 0"]),
+                (gpt | {"width": -8}, 64, ["--width -8"]),
+                (gpt | {"context": 0}, 64, ["--context 0"]),
+                (gpt | {"context": 2**40}, 64, ["--context 1099511627776"]),
+                (gpt | {"context": 400}, 65, ["360 bytes", "context of 400"]),
+                (gpt | {"data_dir": empty}, 65, ["0 bytes", "empty.txt"]),
+                (gpt | {"layers": 1000, "width": 2**18, "heads": 2}, 64, ["GiB", "smaller model", "parameters"]),
+                (gpt | {"width": 2**20}, 64, ["at most 1099511627776 elements"]),
+                ({"hidden": "1000000,1000000"}, 64, ["GiB", "smaller model"]),
+                ({"global_batch": 2**30, "micro_batch": 2**30}, 64, ["GiB", "smaller .*batch"]),
+                ({"global_batch": 2**30, "micro_batch": 1}, 64, ["GiB", "smaller .*batch"]),
+                (unet | {"levels": 12}, 64, ["12 levels", "multiples of 2048"]),
+                (unet | {"levels": 0}, 64, ["--levels 0"]),
+                (unet | {"channels": 2**16}, 64, ["GiB"]),
+        ]:
+            with self.subTest(**changes):
+                options = self.options(**{"checkpoint_dir": run} | changes)
+                if changes.get("hidden"):
+                    self.check(options, code, words, ranks=(3,))
+                    continue
+                ended = harness.execute(harness.TRAIN, *options)
+                self.assertEqual(ended.code, code, str(ended))
+                self.assertEqual(len(ended.errors()), 1, str(ended))
+                for word in words:
+                    self.assertRegex(ended.err[ended.err.index("error: "):], word)
+                self.assertFalse(pathlib.Path(run).exists())
 
     def test_options_of_a_wait(self):
         for options, words in [

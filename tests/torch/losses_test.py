@@ -14,7 +14,7 @@ harness = work.harness
 
 class Losses(harness.EndToEnd):
     def losses(self, name, **more):
-        folder = self.folder / "-".join([name, *more.values()])
+        folder = self.folder / "-".join([name.replace(", ", "-"), *more.values()])
         ended = harness.run(2, harness.TRAIN, *work.options(name, folder / "data", work.STEPS, **more,
                                                             summary_dir=folder / "events", save_summaries_steps=1))
         self.assertEqual(ended.code, 0, str(ended))
@@ -35,6 +35,18 @@ class Losses(harness.EndToEnd):
                     print(f"{name}, {kernels}: {worst:.1e}", flush=True)
                     self.assertLess(worst, 1e-4)
                     self.assertLess(losses[-1], 0.9 * losses[0], "it learns, so that there is something to compare")
+
+    def test_every_update_is_that_of_pytorch(self):
+        """LARS and LAMB are not in PyTorch: record.py has them as their papers do."""
+        record = json.loads(work.RECORD.read_text())["updates"]
+        self.assertEqual(set(record), set(work.UPDATES))
+        for name, wanted in record.items():
+            with self.subTest(update=name):
+                losses = self.losses(name)
+                worst = max(abs(ours / theirs - 1) for ours, theirs in zip(losses, wanted))
+                print(f"{name}: {worst:.1e}", flush=True)
+                self.assertLess(worst, 1e-4)
+                self.assertLess(losses[-1], 0.9 * losses[0], "it learns, so that there is something to compare")
 
     def test_bf16_learns_as_well(self):
         for name, wanted in json.loads(work.RECORD.read_text())["models"].items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes losses.json: the first losses of each model of lockstep-train as PyTorch has them.
+"""Writes losses.json: the first losses of each model of lockstep-train, and of each optimizer, as PyTorch has them.
 
     build/bench-venv/bin/python tests/torch/record.py [BUILD]
 
@@ -8,6 +8,7 @@ lockstep-train, exported with PyTorch's names, and trains on the same data in fl
 PyTorch has learned back (--import) and compares an evaluation.
 """
 import json
+import math
 import pathlib
 import struct
 import subprocess
@@ -77,25 +78,118 @@ SIDES = {
 }
 
 
-def train(name, folder):
-    make, read, loss_of, optimizer_of = SIDES[name]
+class Lars(torch.optim.Optimizer):
+    """You, Gitman and Ginsburg 2017; biases (groups without decay) take plain momentum."""
+
+    def step(self):
+        for group in self.param_groups:
+            decay = group["decay"]
+            for p in group["params"]:
+                ratio = 1.0
+                if decay > 0:
+                    ratio = 0.001 * p.data.norm() / (p.grad.norm() + decay * p.data.norm())
+                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                v.mul_(0.9).add_(ratio * (p.grad + decay * p.data))
+                p.data.sub_(group["lr"] * v)
+
+
+class Lamb(torch.optim.Optimizer):
+    """You and others 2019, with Adam's corrections; biases as above."""
+
+    def step(self):
+        for group in self.param_groups:
+            decay = group["decay"]
+            for p in group["params"]:
+                state = self.state[p]
+                t = state["t"] = state.get("t", 0) + 1
+                m = state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(0.1 * p.grad)
+                v = state.setdefault("v", torch.zeros_like(p)).mul_(0.999).add_(0.001 * p.grad ** 2)
+                update = (m / (1 - 0.9 ** t)) / ((v / (1 - 0.999 ** t)).sqrt() + 1e-6) + decay * p.data
+                ratio = p.data.norm() / update.norm() if decay > 0 else 1.0
+                p.data.sub_(group["lr"] * ratio * update)
+
+
+def weights_and_biases(network, name, decay):
+    named = list(network.named_parameters())
+    return [{"params": [p for n, p in named if "bias" not in n], name: decay},
+            {"params": [p for n, p in named if "bias" in n], name: 0.0}]
+
+
+def one_cycle(step):
+    """Of the largest rate: from 1/25 up in 30 % of the steps, then down to 1/250000, along half cosines."""
+    at = step / work.STEPS
+    first, last, part = (1 / 25, 1, at / 0.3) if at < 0.3 else (1, 1 / 250000, (at - 0.3) / 0.7)
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * part))
+
+
+optim, rates, clip = torch.optim, torch.optim.lr_scheduler, torch.nn.utils
+# Optimizer, schedule, and what is done to gradients before.
+UPDATES = {
+    "sgd, step": (lambda n: optim.SGD(n.parameters(), 0.3), lambda o: rates.StepLR(o, 15, 0.5), None),
+    "momentum, cosine": (lambda n: optim.SGD(n.parameters(), 0.05, 0.8),
+                         lambda o: rates.CosineAnnealingLR(o, work.STEPS, 0.01), None),
+    "nesterov, polynomial": (lambda n: optim.SGD(n.parameters(), 0.05, 0.9, nesterov=True),
+                             lambda o: rates.PolynomialLR(o, work.STEPS, 2), None),
+    "adam, exponential": (lambda n: optim.Adam(n.parameters(), 0.003),
+                          lambda o: rates.ExponentialLR(o, 0.5 ** (1 / 20)), None),
+    "adamw, one-cycle, clipped norm": (
+        lambda n: optim.AdamW(weights_and_biases(n, "weight_decay", 0.3), 0.005),
+        lambda o: rates.LambdaLR(o, one_cycle), lambda n: clip.clip_grad_norm_(n.parameters(), 0.5)),
+    "rmsprop, clipped values": (lambda n: optim.RMSprop(n.parameters(), 0.001), None,
+                                lambda n: clip.clip_grad_value_(n.parameters(), 0.002)),
+    "adagrad, warm-up, linear scaling": (
+        lambda n: optim.Adagrad(n.parameters(), 0.01 * 60 / 30),
+        lambda o: rates.LambdaLR(o, lambda step: min(1, (step + 1) / 10)), None),
+    "lars, root scaling, clipped": (
+        lambda n: Lars(weights_and_biases(n, "decay", 0.01), {"lr": 2 * (60 / 15) ** 0.5}), None,
+        lambda n: (clip.clip_grad_norm_(n.parameters(), 0.8), clip.clip_grad_value_(n.parameters(), 0.02))),
+    "lamb, clipped": (
+        lambda n: Lamb(weights_and_biases(n, "decay", 0.1), {"lr": 0.005}), None,
+        lambda n: (clip.clip_grad_norm_(n.parameters(), 0.5), clip.clip_grad_value_(n.parameters(), 0.02))),
+}
+
+
+def start(name, model, folder):
+    """The network of `model` with the initial parameters of lockstep-train, and its data."""
+    make, read, loss_of, optimizer_of = SIDES[model]
     data = folder / "data"
-    report = folder / "eval.json"
     run("lockstep-train", *work.options(name, data, 0), "--checkpoint_dir", folder / "start")
     run("lockstep-inspect", "--export", folder / "start.safetensors", "--names", "torch", folder / "start")
     network = make()
     networks.load(network, folder / "start.safetensors")
     inputs, targets = read(data)
-    if len(inputs) != work.WORK[name][1]["global_batch"]:
-        raise SystemExit(f"{name} has {len(inputs)} samples; set global_batch to that")
-    optimizer = optimizer_of(network.parameters())
+    if len(inputs) != work.WORK[model][1]["global_batch"]:
+        raise SystemExit(f"{model} has {len(inputs)} samples; set global_batch to that")
+    return network, inputs, targets, loss_of, optimizer_of
+
+
+def steps(network, inputs, targets, loss_of, optimizer, schedule=None, change=None):
     losses = []
     for _ in range(work.STEPS):
         optimizer.zero_grad()
         loss = loss_of(network(inputs), targets)
         loss.backward()
+        if change:
+            change(network)
         optimizer.step()
+        if schedule:
+            schedule.step()
         losses.append(loss.item())
+    return losses
+
+
+def update(name, folder):
+    network, inputs, targets, loss_of, _ = start(name, "mlp", folder)
+    optimizer_of, schedule_of, change = UPDATES[name]
+    optimizer = optimizer_of(network)
+    return steps(network, inputs, targets, loss_of, optimizer, schedule_of and schedule_of(optimizer), change)
+
+
+def train(name, folder):
+    data = folder / "data"
+    report = folder / "eval.json"
+    network, inputs, targets, loss_of, optimizer_of = start(name, name, folder)
+    losses = steps(network, inputs, targets, loss_of, optimizer_of(network.parameters()))
     # And back: what PyTorch has learned, evaluated by lockstep.
     state = {key: value.detach().numpy() for key, value in network.state_dict().items() if "num_batches" not in key}
     networks.write_safetensors(folder / "end.safetensors", state)
@@ -114,11 +208,12 @@ def train(name, folder):
 
 def main():
     torch.set_num_threads(1)
-    record = {"torch": torch.__version__, "steps": work.STEPS, "models": {}}
-    for name in work.WORK:
-        with tempfile.TemporaryDirectory() as folder:
-            record["models"][name] = train(name, pathlib.Path(folder))
-        print(name, record["models"][name][0], record["models"][name][-1], flush=True)
+    record = {"torch": torch.__version__, "steps": work.STEPS, "models": {}, "updates": {}}
+    for kind, names, work_of in (("models", work.WORK, train), ("updates", work.UPDATES, update)):
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                record[kind][name] = work_of(name, pathlib.Path(folder))
+            print(name, record[kind][name][0], record[kind][name][-1], flush=True)
     work.RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 

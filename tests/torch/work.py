@@ -1,4 +1,4 @@
-"""The five trainings whose first losses are compared with PyTorch's: their data and the options of lockstep-train.
+"""The trainings whose first losses are compared with PyTorch's: their data and the options of lockstep-train.
 
 Every step sees the whole data set, so that the order of samples does not matter; where there is batch norm, as one
 micro-batch.
@@ -54,10 +54,29 @@ WORK = {
                    "global_batch": 36, "micro_batch": 6}),
 }
 
+# The mlp again, with every optimizer and every schedule, and with what else is done to rates and gradients.
+UPDATES = {
+    "sgd, step": {"optimizer": "sgd", "learning_rate": 0.3, "schedule": "step", "schedule_steps": 15, "decay_factor": 0.5},
+    "momentum, cosine": {"optimizer": "momentum", "momentum": 0.8, "schedule": "cosine", "end_learning_rate": 0.01},
+    "nesterov, polynomial": {"optimizer": "nesterov", "schedule": "polynomial", "decay_power": 2},
+    "adam, exponential": {"optimizer": "adam", "learning_rate": 0.003, "schedule": "exponential", "schedule_steps": 20,
+                          "decay_factor": 0.5},
+    "adamw, one-cycle, clipped norm": {"optimizer": "adamw", "learning_rate": 0.005, "weight_decay": 0.3, "no_decay": "bias",
+                                       "schedule": "one-cycle", "clip_norm": 0.5},
+    "rmsprop, clipped values": {"optimizer": "rmsprop", "learning_rate": 0.001, "clip_value": 0.002},
+    "adagrad, warm-up, linear scaling": {"optimizer": "adagrad", "learning_rate": 0.01, "warmup_steps": 10,
+                                         "scale_learning_rate": "linear", "base_batch": 30},
+    "lars, root scaling, clipped": {"optimizer": "lars", "learning_rate": 2, "weight_decay": 0.01, "no_decay": "bias",
+                                    "scale_learning_rate": "sqrt", "base_batch": 15, "clip_norm": 0.8, "clip_value": 0.02},
+    "lamb, clipped": {"optimizer": "lamb", "learning_rate": 0.005, "weight_decay": 0.1, "no_decay": "bias", "clip_norm": 0.5,
+                      "clip_value": 0.02},
+}
+
 
 def options(name, folder, last_step, **more):
     """Writes the data into `folder`, and returns words for the command line."""
-    write, chosen = WORK[name]
+    write, chosen = WORK["mlp" if name in UPDATES else name]
+    chosen = chosen | UPDATES.get(name, {})
     folder.mkdir(parents=True, exist_ok=True)
     write(folder)
     chosen = {"data_dir": folder, **chosen, "last_step": last_step, "log_step_count_steps": 0, **more}

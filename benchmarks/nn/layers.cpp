@@ -2,11 +2,13 @@
 //
 //   OMP_NUM_THREADS=1 nn_layers [--kernels onednn|eigen] [--precision f32|bf16] [NAME...]
 //
-// NAME selects layers whose line contains it. For each: the best times of forward and backward, and where it
-// has matrix work the share of the matrix peak, which is that of a product of 1024 (in that precision),
-// measured before and after. Layers that the aim of 80 % holds for (Dense with all dimensions of at least
-// 128, convolutions of at least 32 channels in and out) are marked.
+// NAME selects layers whose line contains it; "sweep" others than those of the networks, large and small,
+// that the aim is for, too. For each: the best times of forward and backward, and where it has matrix work
+// the share of the matrix peak, which is that of a product of 1024 (in that precision), measured before and
+// after. Layers that the aim of 80 % holds for (Dense with all dimensions of at least 128, convolutions of at
+// least 32 channels in and out) are marked.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -98,6 +100,7 @@ std::vector<Case> cases() {
   conv("resnet", {32, 32, 16}, 32, 1, {.stride = 2, .bias = false}, 64);
   conv("resnet", {16, 16, 32}, 32, 3, same, 64);
   conv("resnet", {16, 16, 32}, 64, 3, half, 64);
+  conv("resnet", {16, 16, 32}, 64, 1, {.stride = 2, .bias = false}, 64);
   conv("resnet", {8, 8, 64}, 64, 3, same, 64);
   other("resnet batch_norm 32x32x16", std::type_identity<BatchNorm>{}, {32, 32, 16}, 64,
         BatchNorm::Then::relu);
@@ -106,7 +109,13 @@ std::vector<Case> cases() {
   other("resnet batch_norm 8x8x64", std::type_identity<BatchNorm>{}, {8, 8, 64}, 64, BatchNorm::Then::relu);
   conv("unet", {64, 64, 16}, 16, 3, {.padding = 1}, 16);
   conv("unet", {32, 32, 32}, 32, 3, {.padding = 1}, 16);
+  conv("unet", {32, 32, 64}, 32, 3, {.padding = 1}, 16);
+  conv("unet", {16, 16, 32}, 64, 3, {.padding = 1}, 16);
   conv("unet", {16, 16, 64}, 64, 3, {.padding = 1}, 16);
+  other("unet conv_transpose 64 -> 32 at 16x16", std::type_identity<ConvTranspose2d>{}, {16, 16, 64}, 16, 32,
+        2, 2);
+  other("unet conv_transpose 32 -> 16 at 32x32", std::type_identity<ConvTranspose2d>{}, {32, 32, 32}, 16, 16,
+        2, 2);
   positions(128, 384);
   positions(128, 128);
   positions(128, 512);
@@ -115,6 +124,32 @@ std::vector<Case> cases() {
   other("gpt attention 128x128, 4 heads", std::type_identity<CausalAttention>{}, {128, 384}, 16, 4);
   other("gpt layer_norm 128x128", std::type_identity<LayerNorm>{}, {128, 128}, 16);
   other("gpt gelu 128x512", std::type_identity<Gelu>{}, {128, 512}, 16);
+  for (const auto& [in, out, samples] : std::vector<std::array<std::int64_t, 3>>{{128, 128, 128},
+                                                                                 {129, 131, 137},
+                                                                                 {200, 300, 250},
+                                                                                 {128, 1000, 128},
+                                                                                 {1000, 128, 128},
+                                                                                 {128, 4096, 256},
+                                                                                 {4096, 128, 256},
+                                                                                 {4096, 128, 1000},
+                                                                                 {2048, 2048, 128}}) {
+    dense(fmt::format("sweep {} samples,", samples), in, out, samples);
+  }
+  for (const std::int64_t side : {8, 15, 28, 56}) {
+    const std::int64_t samples = side > 28 ? 16 : 64;
+    for (const std::int64_t kernel : {1, 3, 5}) {
+      conv("sweep", {side, side, 32}, 32, kernel, {.padding = kernel / 2}, samples);
+      conv("sweep", {side, side, 32}, 64, kernel, {.stride = 2, .padding = kernel / 2}, samples);
+    }
+    conv("sweep", {side, side, 128}, 128, 3, {.padding = 1}, samples);
+    conv("sweep", {side, side, 64}, 256, 1, {}, samples);
+    conv("sweep", {side, side, 256}, 64, 1, {}, samples);
+  }
+  conv("sweep odd channels,", {14, 14, 33}, 47, 3, {.padding = 1}, 64);
+  conv("sweep two groups,", {14, 14, 64}, 64, 3, {.padding = 1, .groups = 2}, 64);
+  conv("sweep one sample,", {28, 28, 32}, 32, 3, {.padding = 1}, 1);
+  conv("sweep no padding,", {12, 12, 32}, 64, 5, {}, 8);
+  conv("sweep 7x7,", {28, 28, 32}, 32, 7, {.padding = 3}, 16);
   return all;
 }
 
@@ -202,10 +237,10 @@ int main(int argc, char** argv) {
       "                                              forward backward  of the peak: forward, backward, both\n"
       "                                                   ms       ms");
   for (const Case& c : cases()) {
-    const bool wanted =
-        names.empty() || std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-          return c.name.find(name) != std::string::npos;
-        });
+    const bool wanted = names.empty() ? !c.name.starts_with("sweep")
+                                      : std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+                                          return c.name.find(name) != std::string::npos;
+                                        });
     if (wanted) measure(c, *kernels, clock, peak);
   }
   std::puts(fmt::format("peak after: {:.1f} Gflop/s", matrix_peak(*kernels, clock) * 1e-9).c_str());

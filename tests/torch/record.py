@@ -141,7 +141,7 @@ UPDATES = {
         lambda n: optim.Adagrad(n.parameters(), 0.01 * 60 / 30),
         lambda o: rates.LambdaLR(o, lambda step: min(1, (step + 1) / 10)), None),
     "lars, root scaling, clipped": (
-        lambda n: Lars(weights_and_biases(n, "decay", 0.01), {"lr": 2 * (60 / 15) ** 0.5}), None,
+        lambda n: Lars(weights_and_biases(n, "decay", 0.01), {"lr": 0.3 * (60 / 15) ** 0.5}), None,
         lambda n: (clip.clip_grad_norm_(n.parameters(), 0.8), clip.clip_grad_value_(n.parameters(), 0.02))),
     "lamb, clipped": (
         lambda n: Lamb(weights_and_biases(n, "decay", 0.1), {"lr": 0.005}), None,

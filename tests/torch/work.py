@@ -66,7 +66,7 @@ UPDATES = {
     "rmsprop, clipped values": {"optimizer": "rmsprop", "learning_rate": 0.001, "clip_value": 0.002},
     "adagrad, warm-up, linear scaling": {"optimizer": "adagrad", "learning_rate": 0.01, "warmup_steps": 10,
                                          "scale_learning_rate": "linear", "base_batch": 30},
-    "lars, root scaling, clipped": {"optimizer": "lars", "learning_rate": 2, "weight_decay": 0.01, "no_decay": "bias",
+    "lars, root scaling, clipped": {"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 0.01, "no_decay": "bias",
                                     "scale_learning_rate": "sqrt", "base_batch": 15, "clip_norm": 0.8, "clip_value": 0.02},
     "lamb, clipped": {"optimizer": "lamb", "learning_rate": 0.005, "weight_decay": 0.1, "no_decay": "bias", "clip_norm": 0.5,
                       "clip_value": 0.02},

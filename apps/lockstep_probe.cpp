@@ -170,7 +170,7 @@ ExitCode probe(const Communicator& world, const ProbeOptions& options) {
       ProbedRank& rank = ranks.emplace_back();
       rank.rank = static_cast<std::int64_t>(r);
       rank.node = all_nodes[r];
-      rank.host = topology.node_hosts[static_cast<std::size_t>(rank.node)];
+      rank.host = topology.all_nodes.host_of(static_cast<int>(rank.node));
       for (std::size_t i = 0; i < figures.size(); ++i) rank.*probe_figures()[i].of = all_figures[r][i];
     }
     std::fputs(describe(ranks).c_str(), stdout);

@@ -51,6 +51,16 @@ std::string read_text(Directory& directory, const std::string& name) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+/// What `parse` makes of a file; errors in it name the file.
+template <class Parse>
+auto parsed(Directory& directory, const std::string& name, Parse parse) {
+  try {
+    return parse(read_text(directory, name));
+  } catch (const DataError& error) {
+    throw DataError(fmt::format("{}: {}", (directory.path() / name).string(), error.what()));
+  }
+}
+
 void write_text(Directory& directory, const std::string& name, const std::string& text) {
   replace_file(directory, name, std::as_bytes(std::span(text)));
 }
@@ -204,7 +214,7 @@ std::vector<ScalingSample> load_samples(Directory& runs) {
   std::vector<ScalingSample> samples;
   const std::string ending = ".sample.json";
   for (const DirectoryEntry& entry : runs.list()) {
-    if (entry.name.ends_with(ending)) samples.push_back(sample_from_json(read_text(runs, entry.name)));
+    if (entry.name.ends_with(ending)) samples.push_back(parsed(runs, entry.name, sample_from_json));
   }
   std::ranges::sort(samples, {},
                     [](const ScalingSample& s) { return std::tuple(s.mode, s.ranks, s.repeat); });
@@ -290,7 +300,7 @@ void run_study(const RunOptions& o) {
       if (code == static_cast<int>(ExitCode::data)) throw DataError(message);
       throw TrainingError(message);
     }
-    ScalingSample sample = sample_of_report(read_text(*runs, run.name() + ".report.json"));
+    ScalingSample sample = parsed(*runs, run.name() + ".report.json", sample_of_report);
     sample.mode = run.mode;
     sample.repeat = run.repeat;
     sample.host = host;
@@ -321,7 +331,7 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
     if (study.name.empty()) study.name = std::filesystem::path(folder).parent_path().filename().string();
     const auto whole = files.open_directory(folder);
     if (whole->exists("probe.json")) {
-      const auto ranks = probed_ranks(read_text(*whole, "probe.json"));
+      const auto ranks = parsed(*whole, "probe.json", probed_ranks);
       study.network = {median_of(ranks, &ProbedRank::between_latency),
                        median_of(ranks, &ProbedRank::between_bandwidth)};
     }
@@ -336,8 +346,10 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
   write_text(*out, "report.md", tables);
   write_text(*out, "report.tex", report.latex());
   std::map<std::string, std::string> pictures;
-  for (const auto& [name, text] : report.plots()) write_text(*out, name, text);
-  for (const std::string name : {"speed_up", "efficiency", "parts"}) {
+  const auto plots = report.plots();
+  for (const auto& [file, text] : plots) write_text(*out, file, text);
+  for (const std::string name : {"speed_up", "efficiency", "parts", "prediction"}) {
+    if (!plots.contains(name + ".gp")) continue;
     int code = 127;
     try {
       // gnuplot writes where it runs.

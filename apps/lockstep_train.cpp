@@ -346,7 +346,8 @@ nlohmann::json speed_report(const Communicator& world, const TrainOptions& optio
 }
 
 /// Seconds a step: of the chief's phases, how long the chief waited for the others to come (in `reduce`), and
-/// how long the mean rank and the one that came last did, over the last steps.
+/// how long the mean rank and the one that waited least did, over the last steps; and how long that one did
+/// which came last in each step.
 nlohmann::json parts_report(const PartsHook& parts, const std::vector<WaitSummary>& waits) {
   nlohmann::json report = {{"steps", parts.steps()}, {"seconds", parts.means()}};
   double sum = 0;
@@ -358,6 +359,7 @@ nlohmann::json parts_report(const PartsHook& parts, const std::vector<WaitSummar
   report["wait_chief"] = waits.front().mean;
   report["wait_mean"] = sum / static_cast<double>(waits.size());
   report["wait_least"] = least;
+  report["wait_last"] = parts.wait_of_last();
   return report;
 }
 

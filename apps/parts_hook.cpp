@@ -10,6 +10,19 @@ void PartsHook::before_run(RunContext& context) {
   context.trace().start(context.clock());
 }
 
+void PartsHook::after_run(RunContext& context, const RunValues& values) {
+  static_cast<void>(context);
+  // Of the step before.
+  const Tally& tally = values.tally();
+  if (first_ || tally.wait_min_rank() == Tally::kNobody) return;
+  ++waits_;
+  waited_ += tally.wait_min();
+}
+
+double PartsHook::wait_of_last() const {
+  return waited_ / static_cast<double>(std::max<std::int64_t>(waits_, 1));
+}
+
 void PartsHook::end(RunContext& context) {
   collect(context.trace());
   context.trace().stop();

@@ -16,6 +16,7 @@ class PartsHook final : public SessionRunHook {
  public:
   std::string_view name() const override { return "parts"; }
   void before_run(RunContext& context) override;
+  void after_run(RunContext& context, const RunValues& values) override;
   void end(RunContext& context) override;
 
   std::int64_t steps() const { return counted_; }
@@ -23,10 +24,16 @@ class PartsHook final : public SessionRunHook {
   /// Mean seconds a step, by the name of the phase.
   std::map<std::string, double> means() const;
 
+  /// Mean seconds a step that the rank waited which came last: no rank was missing then, so that is what
+  /// messages take. The same on all ranks.
+  double wait_of_last() const;
+
  private:
   void collect(StepTrace& trace);
 
   std::int64_t counted_ = 0;
+  std::int64_t waits_ = 0;
+  double waited_ = 0;
   bool first_ = true;
   std::map<std::string, double, std::less<>> seconds_;
 };

@@ -11,14 +11,18 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <sched.h>
 
+#include <lockstep/base/digest.hpp>
 #include <lockstep/base/process.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 
 namespace lockstep {
 namespace {
 
 constexpr std::size_t kShownNodes = 8;
+constexpr std::size_t kShownComplaints = 8;
 
 /// The ranks of a node and the cores that each may use.
 struct Node {
@@ -43,10 +47,10 @@ std::vector<int> my_cores() {
   return cores;
 }
 
-/// "host\nboot id\n4 0 1 2 3": the threads, then the cores
-std::string describe_myself(int threads) {
+/// "host\nboot id\n17 4 0 1 2 3": rank and threads, then the cores
+std::string describe_myself(int rank, int threads) {
   const SystemIdentity identity;
-  std::string text = fmt::format("{}\n{}\n{} ", identity.host(), identity.boot_id(), threads);
+  std::string text = fmt::format("{}\n{}\n{} {} ", identity.host(), identity.boot_id(), rank, threads);
   for (const int core : my_cores()) text += std::to_string(core) + " ";
   return text;
 }
@@ -56,23 +60,22 @@ std::string describe_myself(int threads) {
 std::vector<Node> nodes_of(const std::vector<std::string>& texts) {
   std::vector<Node> nodes;
   std::map<std::string, std::size_t> known;
-  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
-    const std::string& text = texts[rank];
+  for (const std::string& text : texts) {
     const std::size_t host_end = text.find('\n');
     const std::size_t boot_end = text.find('\n', host_end + 1);
     const auto [entry, is_new] =
         known.emplace(text.substr(host_end + 1, boot_end - host_end - 1), nodes.size());
     if (is_new) nodes.push_back({.host = text.substr(0, host_end), .ranks = {}, .cores = {}, .threads = {}});
     Node& node = nodes[entry->second];
-    node.ranks.push_back(static_cast<int>(rank));
     std::vector<int>& cores = node.cores.emplace_back();
     for (const char* at = text.data() + boot_end + 1; at < text.data() + text.size();) {
       int core = 0;
       at = std::from_chars(at, text.data() + text.size(), core).ptr + 1;
       cores.push_back(core);
     }
-    node.threads.push_back(cores.front());
-    cores.erase(cores.begin());
+    node.ranks.push_back(cores[0]);
+    node.threads.push_back(cores[1]);
+    cores.erase(cores.begin(), cores.begin() + 2);
   }
   return nodes;
 }
@@ -175,22 +178,101 @@ std::string complaint(const Node& node) {
   return "";
 }
 
+/// What there is to say of some nodes: as much of few as of many.
+struct Findings {
+  struct Complaint {
+    std::string text;
+    std::string host;  ///< of the first node
+    std::size_t nodes = 1;
+  };
+  std::size_t nodes = 0;
+  std::vector<std::string> shown;  ///< of the first nodes
+  std::vector<Complaint> complaints;
+  std::size_t other_complaints = 0;  ///< nodes with more
+
+  void add(const Complaint& more) {
+    const auto same = std::ranges::find(complaints, more.text, &Complaint::text);
+    if (same != complaints.end()) {
+      same->nodes += more.nodes;
+    } else if (complaints.size() < kShownComplaints) {
+      complaints.push_back(more);
+    } else {
+      other_complaints += more.nodes;
+    }
+  }
+
+  void add(const Findings& behind) {
+    nodes += behind.nodes;
+    for (const std::string& line : behind.shown) {
+      if (shown.size() < kShownNodes) shown.push_back(line);
+    }
+    for (const Complaint& complaint : behind.complaints) add(complaint);
+    other_complaints += behind.other_complaints;
+  }
+};
+
+std::vector<char> bytes_of(const Findings& findings) {
+  nlohmann::json complaints = nlohmann::json::array();
+  for (const auto& complaint : findings.complaints) {
+    complaints.push_back({complaint.text, complaint.host, complaint.nodes});
+  }
+  const std::string text =
+      nlohmann::json{findings.nodes, findings.shown, complaints, findings.other_complaints}.dump(
+          -1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return {text.begin(), text.end()};
+}
+
+/// Nothing of nobody.
+Findings findings_of(const std::vector<char>& bytes) {
+  Findings findings;
+  if (bytes.empty()) return findings;
+  const auto all = nlohmann::json::parse(bytes);
+  findings.nodes = all[0];
+  findings.shown = all[1].get<std::vector<std::string>>();
+  for (const auto& entry : all[2]) findings.complaints.push_back({entry[0], entry[1], entry[2]});
+  findings.other_complaints = all[3];
+  return findings;
+}
+
 }  // namespace
 
 void report_placement(const Communicator& world, const Log& log, int threads) {
-  const auto texts = world.all_gather_text(describe_myself(threads));
-  if (!world.is_chief()) return;
-  const std::vector<Node> nodes = nodes_of(texts);
-  std::map<std::string, std::vector<const Node*>> complaints;
-  for (std::size_t i = 0; i < nodes.size(); ++i) {
-    if (i < kShownNodes) log.info(fmt::format("node {}: {}", nodes[i].host, map_of(nodes[i])));
-    if (const std::string wrong = complaint(nodes[i]); !wrong.empty()) complaints[wrong].push_back(&nodes[i]);
+  // Ranks of one system meet, and its first one speaks for all of them.
+  const std::string boot = SystemIdentity().boot_id();
+  const auto digest = digest_of(std::as_bytes(std::span(boot))).bytes;
+  const int color = digest[0] | digest[1] << 8 | digest[2] << 16 | (digest[3] & 0x7f) << 24;
+  const Communicator here = world.split(color, world.rank());
+  const auto texts = here.all_gather_text(describe_myself(world.rank(), threads));
+  std::vector<char> mine;
+  if (here.is_chief()) {
+    Findings findings;
+    for (const Node& node : nodes_of(texts)) {
+      ++findings.nodes;
+      findings.shown.push_back(fmt::format("node {}: {}", node.host, map_of(node)));
+      if (const std::string wrong = complaint(node); !wrong.empty()) findings.add({wrong, node.host});
+    }
+    mine = bytes_of(findings);
   }
-  if (nodes.size() > kShownNodes) log.info(fmt::format("... and {} more nodes", nodes.size() - kShownNodes));
-  for (const auto& [wrong, where] : complaints) {
+  const auto all = fold_lists(world, "all ranks to say which cores they have", mine,
+                              [](std::vector<char>& before, const std::vector<char>& behind) {
+                                if (behind.empty()) return;
+                                Findings both = findings_of(before);
+                                both.add(findings_of(behind));
+                                before = bytes_of(both);
+                              });
+  if (!world.is_chief()) return;
+  const Findings findings = findings_of(all);
+  for (const std::string& line : findings.shown) log.info(line);
+  if (findings.nodes > findings.shown.size()) {
+    log.info(fmt::format("... and {} more nodes", findings.nodes - findings.shown.size()));
+  }
+  for (const auto& wrong : findings.complaints) {
     const std::string others =
-        where.size() == 1 ? std::string() : fmt::format(" and {} more", where.size() - 1);
-    log.warn(fmt::format("node {}{}: {}", where.front()->host, others, wrong));
+        wrong.nodes == 1 ? std::string() : fmt::format(" and {} more", wrong.nodes - 1);
+    log.warn(fmt::format("node {}{}: {}", wrong.host, others, wrong.text));
+  }
+  if (findings.other_complaints > 0) {
+    log.warn(fmt::format("... and other complaints about {} more nodes", findings.other_complaints));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include <lockstep/base/random.hpp>
 #include <lockstep/hooks/stop_at_step.hpp>
@@ -26,6 +27,26 @@ void make_gradient(std::int64_t step, std::int64_t micro_batch, std::span<const 
   }
 }
 
+/// Waits of each step; those of a step are in the next one's tally.
+class WaitHook final : public SessionRunHook {
+ public:
+  std::string_view name() const override { return "waits"; }
+  void after_run(RunContext& context, const RunValues& values) override {
+    static_cast<void>(context);
+    // The first step comes late.
+    constexpr int kLeftOut = 2;
+    if (++calls_ <= kLeftOut || values.tally().wait_min_rank() == Tally::kNobody) return;
+    ++steps;
+    last += values.tally().wait_min();
+  }
+
+  std::int64_t steps = 0;
+  double last = 0;
+
+ private:
+  int calls_ = 0;
+};
+
 class Job {
  public:
   Job(const JobOptions& options, const JobSeams& seams) : options_(options), seams_(seams) {
@@ -44,7 +65,8 @@ class Job {
     session_options.save_summaries_steps = std::nullopt;
     session_options.log_step_count_steps = std::nullopt;
     session_options.max_wait_secs = 0;
-    session_options.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, last)};
+    const auto waits = std::make_shared<WaitHook>();
+    session_options.hooks = {std::make_shared<StopAtStepHook>(std::nullopt, last), waits};
     session_options.config.micro_batches = options_.micro_batches;
     session_options.config.share_parameters = true;
     session_options.config.bucket_bytes = options_.bucket_bytes;
@@ -57,12 +79,28 @@ class Job {
     const auto step = [this](StepContext& context) { return this->step(context); };
     session.run(step);
     pass("first step" + again);
+    parts_ = {};
+    const auto waited = [&] {
+      const WaitSummary summary = session.reducer().waits().summary();
+      return summary.mean * static_cast<double>(summary.steps);
+    };
+    const double waited_before = waited();
     const Seconds start = seams_.clock->now();
     const std::int64_t before = session.global_step();
     while (!session.should_stop()) session.run(step);
     seconds_ += (seams_.clock->now() - start).count();
     steps_ += session.global_step() - before;
     pass("steps" + again);
+    const auto mean = [](double sum, std::int64_t count) {
+      return count > 0 ? sum / static_cast<double>(count) : 0;
+    };
+    const std::int64_t steps = session.global_step() - before;
+    result.parts = {.begin = mean(parts_.begin, steps),
+                    .compute = mean(parts_.compute, steps),
+                    .reduce = mean(parts_.reduce, steps),
+                    .finish = mean(parts_.finish, steps),
+                    .wait = mean(waited() - waited_before, steps),
+                    .wait_last = mean(waits->last, waits->steps)};
     result.reducer = session.reducer().describe();
     session.close();
     pass("closed" + again);
@@ -77,8 +115,14 @@ class Job {
   StepValues step(StepContext& context) {
     const auto owned = context.micro_batches();
     const std::span<const float> parameters = context.state().parameters();
+    Seconds at = seams_.clock->now();
+    const auto spent = [&](double& part) {
+      const Seconds now = seams_.clock->now();
+      part += (now - std::exchange(at, now)).count();
+    };
     for (auto m = owned.first; m < owned.last; ++m) {
       const auto gradients = context.begin_micro_batch();
+      spent(parts_.begin);
       const Seconds start = seams_.processor_time();
       if (options_.digest) {
         make_gradient(context.number(), m, parameters.first(options_.elements),
@@ -87,10 +131,13 @@ class Job {
         std::ranges::fill(gradients, 0.0F);
       }
       const double seconds = options_.micro_batch_seconds;
-      seams_.charge(seconds < 0 ? seams_.processor_time() - start : Seconds{seconds});
+      seams_.charge(seconds < 0 ? seams_.processor_time() - start
+                                : Seconds{seconds * late(context.number(), m)});
+      spent(parts_.compute);
       context.end_micro_batch();
     }
     context.reduce_micro_batches();
+    spent(parts_.reduce);
     const auto sum = context.sum();
     const auto velocity = context.state().slot_values("velocity");
     const ElementRange mine = context.slice();
@@ -99,8 +146,18 @@ class Job {
       velocity[i] = 0.9F * velocity[i] + scale * sum[i];
       context.state().parameters()[i] -= 0.1F * velocity[i];
     }
+    at = seams_.clock->now();
     context.finish();
+    spent(parts_.finish);
     return {};
+  }
+
+  /// How long a micro-batch takes, as a share of its time.
+  double late(std::int64_t step, std::int64_t micro_batch) const {
+    if (options_.jitter == 0) return 1;
+    const Random random(kSeed + 1, Purpose::test, static_cast<std::uint32_t>(step),
+                        static_cast<std::uint32_t>(micro_batch));
+    return std::max(0.0, 1 + options_.jitter * static_cast<double>(random.normal(0)));
   }
 
   const JobOptions& options_;
@@ -108,6 +165,7 @@ class Job {
   State state_;
   double seconds_ = 0;
   std::int64_t steps_ = 0;
+  JobParts parts_;  ///< sums since the first step of the session
 };
 
 }  // namespace
@@ -145,6 +203,8 @@ int parse_word(int count, char** words, JobOptions& options) {
   } else if (word == "--micro_batch_us") {
     options.micro_batch_seconds =
         std::strcmp(value, "measured") == 0 ? -1 : std::strtod(value, nullptr) * 1e-6;
+  } else if (word == "--jitter") {
+    options.jitter = std::strtod(value, nullptr);
   } else if (word == "--directory") {
     options.directory = value;
   } else if (word == "--bucket_bytes") {

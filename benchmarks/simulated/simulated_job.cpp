@@ -98,6 +98,10 @@ int main(int argc, char** argv) {
       ranks.ranks, ranks.per_node, results.front().digest.c_str(), same ? "true" : "false",
       results.front().step_seconds, simulated_seconds, (processor_time() - start).count(),
       static_cast<long long>(peak_memory()), results.front().reducer.c_str());
+  const simulated::JobParts& parts = results.front().parts;
+  std::printf(",\n  \"parts\": {\"begin\": %.9g, \"compute\": %.9g, \"reduce\": %.9g, \"finish\": %.9g}",
+              parts.begin, parts.compute, parts.reduce, parts.finish);
+  std::printf(", \"wait_chief\": %.9g, \"wait_last\": %.9g", parts.wait, parts.wait_last);
   print_phases();
   std::printf("}\n");
   return same ? EXIT_SUCCESS : EXIT_FAILURE;

@@ -49,7 +49,7 @@ std::string ArrivalLag::report(Seconds elapsed, const Topology& topology) const 
     total += lag.seconds;
   }
   if (lags_.empty() || !(total >= kWorthSaying * elapsed.count())) return {};
-  const auto on = [&](std::int32_t node) { return topology.node_hosts[static_cast<std::size_t>(node)]; };
+  const auto on = [&](std::int32_t node) { return topology.all_nodes.host_of(node); };
   const auto share = fmt::format("{:.0f} % of the time", 100 * total / elapsed.count());
   const auto once = std::max_element(lags_.begin(), lags_.end(),
                                      [](const Lag& a, const Lag& b) { return a.seconds < b.seconds; });

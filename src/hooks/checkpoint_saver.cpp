@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
 #include <lockstep/hooks/checkpoint_saver.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 
 namespace lockstep {
 
@@ -186,9 +188,13 @@ void CheckpointSaverHook::settle_shards(RunContext& context) {
     std::uint64_t saves = 0;
     std::uint64_t writing = 0;
   };
-  const auto all = shards_->comm.all_gather(Standing{saves_, writing_shards_ ? 1U : 0U});
-  for (const Standing& rank : all) saves_ = std::max(saves_, rank.saves);
-  if (std::ranges::any_of(all, [](const Standing& rank) { return rank.writing != 0; })) {
+  const Standing all = fold_ranks(
+      shards_->comm, "all ranks to say which shards they write", Standing{saves_, writing_shards_ ? 1U : 0U},
+      [](const Standing& left, const Standing& right) {
+        return Standing{std::max(left.saves, right.saves), std::max(left.writing, right.writing)};
+      });
+  saves_ = all.saves;
+  if (all.writing != 0) {
     if (!writing_shards_) not_begun_ = "its part did not begin";
     if (shards_->writer) shards_->writer->wait();
     std::string problem;
@@ -205,7 +211,8 @@ void CheckpointSaverHook::settle_shards(RunContext& context) {
     thrown = std::current_exception();
   }
   const bool failed = shards_failed_ || failure_ != nullptr || saved_step_ != context.global_step();
-  shards_failed_ = std::ranges::max(shards_->comm.all_gather<std::uint8_t>(failed ? 1 : 0)) != 0;
+  shards_failed_ = fold_ranks(shards_->comm, "all ranks to say whether their shards are safe", failed,
+                              std::logical_or<>());
   if (thrown) std::rethrow_exception(thrown);
 }
 

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <lockstep/mpi/communicator.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 #include <lockstep/mpi/self_transport.hpp>
 
 namespace lockstep {
@@ -26,6 +27,7 @@ constexpr std::size_t kPiece = std::size_t{256} << 20;
 struct Outcome {
   std::int32_t code = 0;
   std::uint32_t length = 0;
+  std::int32_t rank = 0;
 };
 
 std::string describe(const std::exception_ptr& failure, ExitCode& code) {
@@ -325,18 +327,19 @@ void throw_together(const Communicator& comm, const std::exception_ptr& failure)
     mine.code = static_cast<std::int32_t>(code);
     mine.length = static_cast<std::uint32_t>(message.size());
   }
-  const auto outcomes = comm.all_gather(mine);
-  const auto first =
-      std::find_if(outcomes.begin(), outcomes.end(), [](const Outcome& o) { return o.code != 0; });
-  if (first == outcomes.end()) return;
-  const int root = static_cast<int>(first - outcomes.begin());
-  message.resize(first->length);
+  mine.rank = comm.rank();
+  const Outcome first =
+      fold_ranks(comm, "all ranks to say how they fared", mine,
+                 [](const Outcome& left, const Outcome& right) { return left.code != 0 ? left : right; });
+  if (first.code == 0) return;
+  const int root = first.rank;
+  message.resize(first.length);
   comm.broadcast_values(std::span(message), root);
   if (root == comm.rank()) {
     note_agreed(failure);
     std::rethrow_exception(failure);
   }
-  throw_agreed(static_cast<ExitCode>(first->code),
+  throw_agreed(static_cast<ExitCode>(first.code),
                root == 0 ? message : fmt::format("rank {}: {}", root, message));
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -32,19 +33,21 @@ PeerWatch::PeerWatch(const Communicator& comm, Executor& executor, ProcessIdenti
     Digest scope;  // equal where ranks can see each other, whatever they call their host
     std::int64_t pid;
     std::uint64_t start_time;
+    int rank;
   };
   const std::string scope = ProcessWatch::scope();
   const Place mine{digest_of(std::as_bytes(std::span(scope))), process.pid(),
-                   process.start_time(process.pid()).value_or(0)};
-  const auto places = comm.all_gather(mine);
-  std::vector<ProcessWatch::Process> processes;
-  for (int i = 1; i < comm.size(); ++i) {
-    const int rank = (comm.rank() + i) % comm.size();
-    const Place& place = places[static_cast<std::size_t>(rank)];
-    if (place.scope != mine.scope) continue;
-    peers_.push_back({rank, {place.pid, place.start_time}, 0});
-    processes.push_back(peers_.back().process);
+                   process.start_time(process.pid()).value_or(0), comm.rank()};
+  // Those that can see each other share memory; no rank needs a list of all others.
+  for (const Place& place : comm.split_by_node().all_gather(mine)) {
+    if (place.rank == comm.rank() || place.scope != mine.scope) continue;
+    peers_.push_back({place.rank, {place.pid, place.start_time}, 0});
   }
+  // The nearest above this rank first.
+  std::ranges::sort(peers_, {},
+                    [&](const Peer& peer) { return (peer.rank - comm.rank() + comm.size()) % comm.size(); });
+  std::vector<ProcessWatch::Process> processes;
+  for (const Peer& peer : peers_) processes.push_back(peer.process);
   if (peers_.empty()) return;
   watch_ = std::make_unique<ProcessWatch>(processes);
   if (!options_.lost) options_.lost = end_process;

@@ -55,7 +55,7 @@ CanonicalReducer::CanonicalReducer(const Topology& topology, std::size_t element
   std::vector<FoldPlan> folds;
   std::vector<TreeNode> node_nodes;
   for (int local = 0; local < node.size(); ++local) {
-    const int position = topology.node_starts[static_cast<std::size_t>(topology.my_node)] + local;
+    const int position = topology.all_nodes.start_of(topology.my_node) + local;
     folds.push_back(fold_plan(micro_batches, owned_range(micro_batches, position, topology.world.size())));
     for (const auto& partial : folds.back().partials) node_nodes.push_back(partial.node);
   }
@@ -115,11 +115,9 @@ float* CanonicalReducer::buffer(int local_rank, int index) const {
 std::string CanonicalReducer::whereabouts(int local_rank) const {
   const auto local = static_cast<std::size_t>(local_rank);
   const std::uint64_t begun = control(local_rank).begun.load(std::memory_order_relaxed);
-  const auto owned =
-      owned_range(micro_batches_,
-                  topology_.node_starts[static_cast<std::size_t>(topology_.my_node)] + local_rank,
-                  topology_.world.size())
-          .size();
+  const auto owned = owned_range(micro_batches_, topology_.all_nodes.start_of(topology_.my_node) + local_rank,
+                                 topology_.world.size())
+                         .size();
   std::string seen;
   if (control(local_rank).arrived.load(std::memory_order_relaxed) >= operation_) {
     seen = "in the update after the sum";
@@ -133,7 +131,7 @@ std::string CanonicalReducer::whereabouts(int local_rank) const {
     }
   }
   return fmt::format("rank {} on {} (last seen {})", topology_.node_ranks[local],
-                     topology_.node_hosts[static_cast<std::size_t>(topology_.my_node)], seen);
+                     topology_.all_nodes.host_of(topology_.my_node), seen);
 }
 
 template <class Word>

@@ -87,6 +87,28 @@ FoldPlan fold_plan(std::int64_t micro_batches, MicroBatchRange range) {
   return plan;
 }
 
+std::vector<TreeNode> cover(std::int64_t micro_batches, MicroBatchRange range) {
+  std::vector<TreeNode> nodes;
+  TreeNode root;
+  while (nodes_at(root.level, micro_batches) > 1) ++root.level;
+  std::vector<TreeNode> rest{root};  // the last one has the first leaves
+  while (!rest.empty()) {
+    const TreeNode node = rest.back();
+    rest.pop_back();
+    const std::int64_t first = node.index << node.level;
+    const std::int64_t last = std::min((node.index + 1) << node.level, micro_batches);
+    if (last <= range.first || first >= range.last) continue;
+    if (first >= range.first && last <= range.last) {
+      nodes.push_back(node);
+      continue;
+    }
+    const TreeNode right{node.level - 1, 2 * node.index + 1};
+    if (right.index < nodes_at(right.level, micro_batches)) rest.push_back(right);
+    rest.push_back({node.level - 1, 2 * node.index});
+  }
+  return nodes;
+}
+
 std::vector<CombineProgram> combine_programs(std::int64_t micro_batches, std::span<const TreeNode> sources) {
   using Operation = CombineProgram::Operation;
   // A partial result is either still a plain source or sits in a register.

@@ -82,8 +82,7 @@ Link measure(const Topology& topology) {
   std::vector<std::byte> in(kLarge);
   const auto& clock = *column.policy().clock;
   const auto name_of = [&](int node) {
-    const auto n = static_cast<std::size_t>(node);
-    return fmt::format("rank {} on {}", topology.node_leaders[n], topology.node_hosts[n]);
+    return fmt::format("rank {} on {}", topology.all_nodes.leader_of(node), topology.all_nodes.host_of(node));
   };
   const std::string giver = name_of(previous);
   const std::string taker = name_of(next);
@@ -239,25 +238,16 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
       residual_(plan.residual) {
   const int my_column = topology.node.rank();
   const auto nodes = static_cast<std::size_t>(topology.nodes);
-  std::vector<std::vector<TreeNode>> of_nodes;
-  std::vector<TreeNode> all;
-  for (int n = 0; n < topology.nodes; ++n) {
-    std::vector<TreeNode> of_ranks;
-    for (int local = 0; local < topology.node_sizes[static_cast<std::size_t>(n)]; ++local) {
-      const int position = topology.node_starts[static_cast<std::size_t>(n)] + local;
-      for (const auto& partial :
-           fold_plan(micro_batches, owned_range(micro_batches, position, topology.world.size())).partials) {
-        of_ranks.push_back(partial.node);
-      }
+  const bool in_rounds = plan.doubling || plan.halving;
+  if (!in_rounds) {
+    // Every node is a partner.
+    std::vector<TreeNode> all;
+    for (int n = 0; n < topology.nodes; ++n) {
+      const auto of_node = cover(micro_batches, owned_by(micro_batches, n, n + 1));
+      all.insert(all.end(), of_node.begin(), of_node.end());
+      partials_of_.push_back(of_node.size());
+      shards_.push_back(shard_of(topology, elements, n, my_column));
     }
-    std::vector<TreeNode> of_node;
-    for (const auto& program : combine_programs(micro_batches, of_ranks)) of_node.push_back(program.node);
-    all.insert(all.end(), of_node.begin(), of_node.end());
-    partials_of_.push_back(of_node.size());
-    of_nodes.push_back(std::move(of_node));
-    shards_.push_back(shard_of(topology, elements, n, my_column));
-  }
-  if (!plan.doubling && !plan.halving) {
     auto top = combine_programs(micro_batches, all);
     if (top.size() != 1) throw InternalError("the partial sums of all nodes do not add up to one");
     top_program_ = std::move(top.front());
@@ -267,7 +257,7 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
   for (const ElementRange& range : plan.buckets) {
     Bucket bucket;
     const ElementRange mine = part_of(range, my_column, topology.columns, kArenaAlignment);
-    if (plan.doubling || plan.halving) {
+    if (in_rounds) {
       bucket.pieces = {mine};
       buckets_.push_back(std::move(bucket));
       continue;
@@ -284,9 +274,9 @@ NodeExchange::NodeExchange(const Topology& topology, Communicator column, std::i
     buckets_.push_back(std::move(bucket));
   }
   in_flight_ = std::min(kInFlight, buckets_.size() - 1);
-  if (plan.doubling || plan.halving) {
+  if (in_rounds) {
     halving_ = plan.halving;
-    plan_rounds(micro_batches, of_nodes);
+    plan_rounds(micro_batches);
     return;
   }
   outbox_.resize(nodes);
@@ -376,60 +366,63 @@ std::span<std::uint16_t> NodeExchange::halves_in(std::vector<std::byte>& message
   return {reinterpret_cast<std::uint16_t*>(elements_in(message, partials)), elements};
 }
 
+MicroBatchRange NodeExchange::owned_by(std::int64_t micro_batches, int first, int last) const {
+  const auto position = [&](int node) { return topology_.all_nodes.start_of(node); };
+  const int ranks = topology_.world.size();
+  const int end = last == topology_.nodes ? ranks : position(last);
+  return {owned_range(micro_batches, position(first), ranks).first,
+          owned_range(micro_batches, end - 1, ranks).last};
+}
+
 /// Neighbours swap, then pairs of neighbours, and so on. Where the nodes are no power of two, some give all
 /// they have to their right neighbour at first and get the sum from it in the end.
-void NodeExchange::plan_rounds(std::int64_t micro_batches,
-                               const std::vector<std::vector<TreeNode>>& of_nodes) {
-  const auto nodes = static_cast<int>(of_nodes.size());
-  const int me = static_cast<int>(me_);
+void NodeExchange::plan_rounds(std::int64_t micro_batches) {
+  const int nodes = topology_.nodes;
+  const int me = topology_.my_node;
   const int power = static_cast<int>(std::bit_floor(static_cast<unsigned>(nodes)));
   const int rest = nodes - power;
-  // What each node holds, as all of them go through the rounds together.
-  std::vector<std::vector<TreeNode>> held = of_nodes;
-  const auto join = [&](int left, int right) {
-    std::vector<TreeNode> both = held[static_cast<std::size_t>(left)];
-    const auto& more = held[static_cast<std::size_t>(right)];
-    both.insert(both.end(), more.begin(), more.end());
-    return combine_programs(micro_batches, both);
-  };
-  const auto nodes_of = [](const std::vector<CombineProgram>& programs) {
-    std::vector<TreeNode> result;
-    for (const auto& program : programs) result.push_back(program.node);
-    return result;
+  // What nodes first ... last - 1 hold when they have swapped all they have.
+  const auto held = [&](int first, int last) {
+    return cover(micro_batches, owned_by(micro_batches, first, last));
   };
   std::size_t most = 1;
-  const auto add_round = [&](int partner, bool sends, bool receives, std::vector<CombineProgram> programs) {
-    Round round{.partner = partner, .sends = sends, .receives = receives, .programs = std::move(programs)};
-    round.theirs = receives ? held[static_cast<std::size_t>(partner)].size() : 0;
+  const auto add_round = [&](int partner, bool sends, bool receives, const std::vector<TreeNode>& mine,
+                             const std::vector<TreeNode>& theirs, bool replaces = false) {
+    Round round;
+    round.partner = partner;
+    round.sends = sends;
+    round.receives = receives;
+    round.replaces = replaces;
     round.theirs_first = partner < me;
-    most = std::max({most, round.theirs, round.programs.size(), held[static_cast<std::size_t>(me)].size()});
+    round.theirs = receives ? theirs.size() : 0;
+    if (receives && !replaces) {
+      std::vector<TreeNode> both = round.theirs_first ? theirs : mine;
+      const auto& more = round.theirs_first ? mine : theirs;
+      both.insert(both.end(), more.begin(), more.end());
+      round.programs = combine_programs(micro_batches, both);
+    }
+    most = std::max({most, round.theirs, round.programs.size(), mine.size()});
     rounds_.push_back(std::move(round));
   };
-  for (int left = 0; left < 2 * rest; left += 2) {
-    auto programs = join(left, left + 1);
-    const auto joined = nodes_of(programs);
-    if (me == left) add_round(left + 1, true, false, {});
-    if (me == left + 1) add_round(left, false, true, std::move(programs));
-    held[static_cast<std::size_t>(left) + 1] = joined;
+  const bool paired = me < 2 * rest;
+  const bool gives = paired && me % 2 == 0;
+  const int neighbour = me ^ 1;
+  if (paired) add_round(neighbour, gives, !gives, held(me, me + 1), held(neighbour, neighbour + 1));
+  // Seats are the nodes that swap: the right ones of pairs, then those that have none.
+  const auto first_of = [&](int seat) { return seat + std::min(seat, rest); };
+  const auto node_at = [&](int seat) { return first_of(seat + 1) - 1; };
+  const int my_seat = paired ? me / 2 : me - rest;
+  for (int distance = 1; !gives && distance < power; distance *= 2) {
+    const auto of_group = [&](int seat) {
+      const int first = seat / distance * distance;
+      return held(first_of(first), first_of(first + distance));
+    };
+    const int partner = my_seat ^ distance;
+    add_round(node_at(partner), true, true, of_group(my_seat), of_group(partner));
   }
-  const auto seat = [&](int i) { return i < rest ? 2 * i + 1 : i + rest; };
-  for (int distance = 1; distance < power; distance *= 2) {
-    auto after = held;
-    for (int i = 0; i < power; ++i) {
-      const int partner = i ^ distance;
-      auto programs = join(seat(std::min(i, partner)), seat(std::max(i, partner)));
-      after[static_cast<std::size_t>(seat(i))] = nodes_of(programs);
-      if (seat(i) == me) add_round(seat(partner), true, true, std::move(programs));
-    }
-    held = std::move(after);
-  }
-  for (int left = 0; left < 2 * rest; left += 2) {
-    if (me == left + 1) add_round(left, true, false, {});
-    if (me == left) {
-      add_round(left + 1, false, true, {});
-      rounds_.back().replaces = true;
-    }
-  }
+  const auto sum = held(0, nodes);
+  if (paired && !gives) add_round(neighbour, true, false, sum, sum);
+  if (gives) add_round(neighbour, false, true, held(me, me + 1), sum, true);
   if (halving_) {
     make_lanes(most);
     return;
@@ -476,10 +469,11 @@ template <class Ready, class Misses>
 Seconds NodeExchange::wait_until(std::string_view what, Ready ready, Misses misses) {
   return column_.wait_until(what, ready, [&] {
     std::string missing;
-    for (std::size_t n = 0; n < partials_of_.size(); ++n) {
+    for (std::size_t n = 0; n < static_cast<std::size_t>(topology_.nodes); ++n) {
       if (n == me_ || !misses(n)) continue;
+      const auto node = static_cast<int>(n);
       missing += fmt::format("{}a rank of the node of rank {}, {}", missing.empty() ? "" : ", or ",
-                             topology_.node_leaders[n], topology_.node_hosts[n]);
+                             topology_.all_nodes.leader_of(node), topology_.all_nodes.host_of(node));
     }
     if (buckets_.back().state != Bucket::State::idle) {
       missing += fmt::format(" (bucket {} of {})", settled_ + 1, buckets_.size());
@@ -856,6 +850,12 @@ void NodeExchange::make_lanes(std::size_t most) {
   }
 }
 
+const NodeExchange::Round& NodeExchange::round_of(std::size_t step) const {
+  return step < there_            ? rounds_[step]
+         : step < there_ + swaps_ ? rounds_[2 * there_ - 1 - step]
+                                  : rounds_.back();
+}
+
 NodeExchange::Lane& NodeExchange::lane(std::size_t index) {
   return is_last(index) ? lanes_.back() : lanes_[index % in_flight_];
 }
@@ -1037,6 +1037,16 @@ Tally NodeExchange::complete_halving(const Tally& of_node) {
   using State = Bucket::State;
   const std::size_t last_index = buckets_.size() - 1;
   Bucket& last = buckets_[last_index];
+  const auto awaited = [&](std::size_t n) {
+    const auto waits_for = [&](std::size_t index) {
+      const Bucket& bucket = buckets_[index];
+      return bucket.step < steps_ && static_cast<std::size_t>(round_of(bucket.step).partner) == n;
+    };
+    for (std::size_t index = settled_; index < posted_; ++index) {
+      if (waits_for(index)) return true;
+    }
+    return waits_for(last_index);
+  };
   total_ = of_node;
   begin_halving(last_index);
   waited_ = wait_until(
@@ -1046,7 +1056,7 @@ Tally NodeExchange::complete_halving(const Tally& of_node) {
         advance(last_index);
         return last.state == State::summed;
       },
-      any_node);
+      awaited);
   // A node that has given all away hears of the others with the sum.
   const bool told_last = rounds_.back().replaces;
   if (!told_last && !sums(total_)) last.step = there_ + swaps_;
@@ -1067,7 +1077,7 @@ Tally NodeExchange::complete_halving(const Tally& of_node) {
         advance(last_index);
         return last.state == State::done && settled_ == (total_.elements() > 0 ? last_index : 0);
       },
-      any_node);
+      awaited);
   return total_;
 }
 

@@ -140,7 +140,9 @@ class NodeExchange {
   std::span<std::uint16_t> halves_in(std::vector<std::byte>& message, std::size_t partials,
                                      std::size_t elements) const;
   void plan_residuals();
-  void plan_rounds(std::int64_t micro_batches, const std::vector<std::vector<TreeNode>>& nodes_of_node);
+  /// What the ranks of nodes first ... last - 1 own.
+  MicroBatchRange owned_by(std::int64_t micro_batches, int first, int last) const;
+  void plan_rounds(std::int64_t micro_batches);
   void post_send(std::span<const std::byte> bytes, int node, int tag, std::vector<Request>& requests);
   void post_receive(std::span<std::byte> bytes, int node, int tag, std::vector<Request>& requests);
   bool all_done(Bucket& bucket);
@@ -165,6 +167,7 @@ class NodeExchange {
   void add_up(std::size_t index, const Round& round);
   void hear(const Tally& theirs, const Round& round);
   void make_lanes(std::size_t most);
+  const Round& round_of(std::size_t step) const;
   Lane& lane(std::size_t index);
   bool is_last(std::size_t index) const { return index + 1 == buckets_.size(); }
 

@@ -90,7 +90,8 @@ void SharedNumbers::exchange_between_nodes(std::span<double> numbers) {
           const std::size_t pair = n < me ? n : n - 1;
           if (n == me || (requests_[2 * pair].done && requests_[2 * pair + 1].done)) continue;
           missing += fmt::format("{}the node of rank {}, {}", missing.empty() ? "" : ", ",
-                                 topology_.node_leaders[n], topology_.node_hosts[n]);
+                                 topology_.all_nodes.leader_of(static_cast<int>(n)),
+                                 topology_.all_nodes.host_of(static_cast<int>(n)));
         }
         return missing;
       });

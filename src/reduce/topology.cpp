@@ -1,50 +1,30 @@
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <map>
-#include <string>
 #include <utility>
+#include <vector>
 
 #include <lockstep/base/process.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 #include <lockstep/reduce/topology.hpp>
 
 namespace lockstep {
 
 Topology::Topology(const Communicator& all, int ranks_per_node)
     : world(all), node(all.split_by_node(ranks_per_node)), column(all) {
-  struct Seat {
-    int leader;
-    int local;
-    std::array<char, 56> host;
-  };
+  using Runs = std::vector<NodeList::Run>;
+  const auto runs_of = [](const NodeList& list) { return Runs(list.runs().begin(), list.runs().end()); };
   node_ranks = node.all_gather(world.rank());
-  Seat seat{node_ranks.front(), node.rank(), {}};
-  SystemIdentity().host().copy(seat.host.data(), seat.host.size() - 1);
-  const auto seats = world.all_gather(seat);
-  std::map<int, std::string> hosts;  // by the node's first rank
-  for (const Seat& of_rank : seats) {
-    if (of_rank.local == 0) hosts.emplace(of_rank.leader, of_rank.host.data());
-  }
-  std::vector<int> leaders;
-  for (const auto& [leader, host] : hosts) {
-    leaders.push_back(leader);
-    node_hosts.push_back(host);
-  }
-  nodes = static_cast<int>(leaders.size());
-  my_node = static_cast<int>(std::lower_bound(leaders.begin(), leaders.end(), node_ranks.front()) -
-                             leaders.begin());
-  int start = 0;
-  for (const int leader : leaders) {
-    const auto size = static_cast<int>(std::count_if(
-        seats.begin(), seats.end(), [&](const Seat& of_rank) { return of_rank.leader == leader; }));
-    node_sizes.push_back(size);
-    node_starts.push_back(start);
-    start += size;
-  }
+  Runs mine;
+  if (node.rank() == 0) mine = runs_of({world.rank(), node.size(), SystemIdentity().host()});
+  all_nodes = NodeList(
+      fold_lists(world, "all ranks to say where they are", mine, [&](Runs& before, const Runs& behind) {
+        NodeList both(std::move(before));
+        both.append(NodeList(behind));
+        before = runs_of(both);
+      }));
+  nodes = all_nodes.nodes();
+  my_node = all_nodes.node_of(node_ranks.front());
   column = world.split(node.rank(), my_node);
-  node_leaders = std::move(leaders);
-  columns = *std::min_element(node_sizes.begin(), node_sizes.end());
-  my_position = node_starts[static_cast<std::size_t>(my_node)] + node.rank();
+  columns = all_nodes.least_size();
+  my_position = all_nodes.start_of(my_node) + node.rank();
 }
 
 }  // namespace lockstep

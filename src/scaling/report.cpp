@@ -77,7 +77,9 @@ std::string for_html(std::string_view text) {
   return escaped(text, "&<>\"", {"&amp;", "&lt;", "&gt;", "&quot;"});
 }
 std::string for_latex(std::string_view text) {
-  return escaped(text, "%&_#$", {"\\%", "\\&", "\\_", "\\#", "\\$"});
+  return escaped(text, "%&_#${}\\^~",
+                 {"\\%", "\\&", "\\_", "\\#", "\\$", "\\{", "\\}", "\\textbackslash{}", "\\textasciicircum{}",
+                  "\\textasciitilde{}"});
 }
 std::string for_gnuplot(std::string_view text) {
   return escaped(text, "\"\\_{}^@", {"'", "/", " ", "(", ")", " ", " "});
@@ -201,8 +203,8 @@ std::string ScalingReport::plot_lines(std::span<const Series> series, std::strin
 }
 
 /// How well a law fits the study, and what it predicts, or why it does not.
-void ScalingReport::add_model(const NamedStudy& study, std::span<const Series> series) {
-  const ScalingFit fit = fit_scaling(study.samples, study.network);
+void ScalingReport::add_model(const NamedStudy& study, const ScalingFit& fit,
+                              std::span<const Series> series) {
   if (!fit.held_out.empty()) {
     Printed checks{fmt::format("{}, a law that has not seen these ranks", study.name),
                    fmt::format("Worst error {:.1f} %.", 100 * fit.worst_error),
@@ -237,6 +239,30 @@ void ScalingReport::add_model(const NamedStudy& study, std::span<const Series> s
                                   p.limit, p.batch > 0 ? std::to_string(p.batch) : "none"});
     }
     printed_.push_back(std::move(predictions));
+    const std::int64_t least = table.rows.front().ranks;
+    laws_.push_back({name + ", its law", predict(fit.model, table.mode, least, least, batch)});
+  }
+}
+
+/// How long the steps of `other` take where `first` has no runs, beside what its law says.
+void ScalingReport::add_outcome(const NamedStudy& first, const ScalingFit& fit, const NamedStudy& other) {
+  if (!fit.refusal.empty()) return;
+  for (const ScalingMode mode : {ScalingMode::strong, ScalingMode::weak}) {
+    const auto known = step_times(first, mode);
+    Printed table{
+        fmt::format("{} beside what {} predicts, {} scaling", other.name, first.name, to_string(mode)),
+        "Of numbers of ranks that the law has not seen.",
+        {{"ranks", "predicted ms", "measured ms", "error in %"}}};
+    for (const auto& [ranks, seconds] : step_times(other, mode)) {
+      const auto sample = std::ranges::find_if(
+          other.samples, [&, of = ranks](const ScalingSample& s) { return s.mode == mode && s.ranks == of; });
+      if (known.empty() || known.contains(ranks) || sample->micro_batch != fit.model.micro_batch) continue;
+      const double measured = median(seconds);
+      const double predicted = fit.model.step_seconds(ranks, sample->nodes, sample->global_batch);
+      table.rows.push_back({std::to_string(ranks), milliseconds(predicted), milliseconds(measured),
+                            fmt::format("{:+.1f}", 100 * (predicted / measured - 1))});
+    }
+    if (table.rows.size() > 1) printed_.push_back(std::move(table));
   }
 }
 
@@ -270,10 +296,16 @@ ScalingReport::ScalingReport(std::vector<NamedStudy> studies) {
     }
   }
   first_series.push_back(series_.size());
+  std::vector<ScalingFit> fits;
   for (std::size_t i = 0; i < studies.size(); ++i) {
-    add_model(studies[i], std::span(series_).subspan(first_series[i], first_series[i + 1] - first_series[i]));
+    fits.push_back(fit_scaling(studies[i].samples, studies[i].network));
+    add_model(studies[i], fits.back(),
+              std::span(series_).subspan(first_series[i], first_series[i + 1] - first_series[i]));
   }
-  for (std::size_t i = 1; i < studies.size(); ++i) add_comparison(studies.front(), studies[i]);
+  for (std::size_t i = 1; i < studies.size(); ++i) {
+    add_comparison(studies.front(), studies[i]);
+    add_outcome(studies.front(), fits.front(), studies[i]);
+  }
 }
 
 std::string ScalingReport::markdown() const {
@@ -359,7 +391,42 @@ std::map<std::string, std::string> ScalingReport::plots() const {
     }
   }
   files["parts.gp"] = script("parts", bars + "\n");
+  for (std::size_t i = 0; i < laws_.size(); ++i) {
+    std::string data = "# ranks efficiency_percent\n";
+    for (const ScalingPrediction& p : laws_[i].predictions) {
+      data += fmt::format("{} {}\n", p.ranks, 100 * p.efficiency);
+    }
+    files[fmt::format("law-{}.dat", i)] = std::move(data);
+  }
+  if (!laws_.empty()) files["prediction.gp"] = script("prediction", prediction_plot());
   return files;
+}
+
+/// Laws as lines, up to where they predict; what was measured as points.
+std::string ScalingReport::prediction_plot() const {
+  std::int64_t least = laws_.front().predictions.front().ranks;
+  std::int64_t most = least;
+  for (const Law& law : laws_) {
+    least = std::min(least, law.predictions.front().ranks);
+    most = std::max(most, law.predictions.back().ranks);
+  }
+  std::string plot = fmt::format(
+      "set xlabel \"ranks\"\nset logscale x 2\nset xtics rotate by -45\nset xrange [{}:{}]\n"
+      "set ylabel \"efficiency in % (bars: 95 % intervals)\"\nset yrange [0:115]\n"
+      "set key left bottom Left reverse\nplot 100 with lines linewidth 2 dashtype 2 linecolor rgb "
+      "\"#888888\" title \"ideal\"",
+      static_cast<double>(least) / 1.25, static_cast<double>(most) * 1.25);
+  for (std::size_t i = 0; i < laws_.size(); ++i) {
+    plot += fmt::format(", \\\n  \"law-{}.dat\" using 1:2 with lines linewidth 2 title \"{}\"", i,
+                        for_gnuplot(laws_[i].title));
+  }
+  for (std::size_t i = 0; i < series_.size(); ++i) {
+    plot += fmt::format(
+        ", \\\n  \"series-{}.dat\" using 1:5:6:7 with yerrorbars linewidth 2 pointsize 1.5 pointtype {} "
+        "title \"{}\"",
+        i, 4 + 2 * i, for_gnuplot(series_[i].title));
+  }
+  return plot + "\n";
 }
 
 std::string ScalingReport::html(const std::map<std::string, std::string>& pictures) const {

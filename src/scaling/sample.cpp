@@ -27,6 +27,20 @@ void check(const ScalingSample& sample) {
         fmt::format("a run of {} ranks on {} nodes, of batches of {} in micro-batches of {}, is none",
                     sample.ranks, sample.nodes, sample.global_batch, sample.micro_batch));
   }
+  constexpr std::int64_t kMostRanks = std::int64_t{1} << 30;
+  constexpr std::int64_t kMostSamples = std::int64_t{1} << 40;
+  if (sample.ranks > kMostRanks || sample.global_batch > kMostSamples) {
+    throw DataError(fmt::format("no run has {} ranks and batches of {}", sample.ranks, sample.global_batch));
+  }
+  for (std::size_t i = 0; i < kStepParts.size(); ++i) {
+    if (!(sample.part_seconds[i] >= 0)) {
+      throw DataError(fmt::format("a part of a step, {}, took {} s; no time is below 0", kStepParts[i],
+                                  sample.part_seconds[i]));
+    }
+  }
+  if (!(sample.gradient_bytes >= 0)) {
+    throw DataError(fmt::format("a gradient has {} bytes; none has fewer than 0", sample.gradient_bytes));
+  }
 }
 
 std::string quoted(const std::string& text) {
@@ -58,19 +72,21 @@ ScalingSample sample_of_report(std::string_view text) {
     const double bytes = report.at("gradient_dtype") == "bf16" ? 2 : sizeof(float);
     sample.gradient_bytes = bytes * report.at("parameters").get<double>();
     const double speed = report.at("samples_per_second");
-    check(sample);
     if (!(speed > 0)) throw DataError("a run has too few steps to be timed; give it at least 2");
     sample.step_seconds = static_cast<double>(sample.global_batch) / speed;
     const json& parts = report.at("parts");
     const json& seconds = parts.at("seconds");
     const auto of = [&](const char* name) { return seconds.value(name, 0.0); };
-    const double wait = std::min(parts.at("wait_chief").get<double>(), of("reduce"));
+    // Who came last waited for nobody, but for messages.
+    const double wait = std::clamp(parts.at("wait_chief").get<double>() - parts.value("wait_last", 0.0), 0.0,
+                                   std::max(0.0, of("reduce")));
     sample.part_seconds = {of("data"),          of("compute"),
                            of("reduce") - wait, of("begin") + wait + of("finish"),
                            of("update"),        of("checkpoint_saver")};
     double known = 0;
     for (const double part : sample.part_seconds) known += part;
     sample.part_seconds.back() = std::max(0.0, sample.step_seconds - known);
+    check(sample);
     return sample;
   });
 }

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include <lockstep/base/digest.hpp>
 #include <lockstep/base/error.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 
 namespace lockstep {
 namespace {
@@ -22,22 +24,38 @@ std::string line_at(const std::string& text, std::size_t at) {
 }  // namespace
 
 void compare_ranks(const Communicator& comm, std::span<const Statement> statements) {
-  using Digests = std::array<Digest, kMaxStatements>;
+  constexpr int kNobody = -1;
+  /// What neighbouring ranks state.
+  struct Stated {
+    int first;                                  ///< the first of these ranks
+    std::array<Digest, kMaxStatements> digest;  ///< of each statement, as that rank has it
+    std::array<int, kMaxStatements> odd;        ///< the first of the others that has another one, or kNobody
+  };
   if (statements.size() > kMaxStatements) throw InternalError("too many statements to compare");
-  Digests mine{};
+  Stated mine{comm.rank(), {}, {}};
+  mine.odd.fill(kNobody);
   for (std::size_t i = 0; i < statements.size(); ++i) {
-    mine[i] = digest_of(std::as_bytes(std::span(statements[i].text)));
+    mine.digest[i] = digest_of(std::as_bytes(std::span(statements[i].text)));
   }
-  const std::vector<Digests> all = comm.all_gather(mine);
+  const Stated all =
+      fold_ranks(comm, "all ranks to compare what they run", mine, [](Stated before, const Stated& behind) {
+        for (std::size_t i = 0; i < kMaxStatements; ++i) {
+          if (before.odd[i] != kNobody) continue;
+          before.odd[i] = behind.digest[i] == before.digest[i] ? behind.odd[i] : behind.first;
+        }
+        return before;
+      });
   for (std::size_t i = 0; i < statements.size(); ++i) {
-    const auto odd = std::ranges::find_if(all, [&](const Digests& d) { return d[i] != all.front()[i]; });
-    if (odd == all.end()) continue;
-    std::vector<int> same;  // as the first that differs
-    for (std::size_t r = 0; r < all.size(); ++r) {
-      if (all[r][i] == (*odd)[i]) same.push_back(static_cast<int>(r));
-    }
+    const int odd = all.odd[i];
+    if (odd == kNobody) continue;
     const std::string of_chief = comm.broadcast_text(statements[i].text, 0);
-    const std::string of_odd = comm.broadcast_text(statements[i].text, same.front());
+    const std::string of_odd = comm.broadcast_text(statements[i].text, odd);
+    // Once, since this ends the job.
+    const auto as_odd = comm.all_gather<std::uint8_t>(statements[i].text == of_odd ? 1 : 0);
+    std::vector<int> same;
+    for (std::size_t r = 0; r < as_odd.size(); ++r) {
+      if (as_odd[r] != 0) same.push_back(static_cast<int>(r));
+    }
     // The first line that differs, not the whole.
     std::size_t at = 0;
     while (at < of_chief.size() && at < of_odd.size() && of_chief[at] == of_odd[at]) ++at;

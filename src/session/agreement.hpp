@@ -19,8 +19,8 @@ inline constexpr std::size_t kMaxStatements = 5;
 
 /// Throws EnvironmentError on all ranks where ranks state different things: it names the first statement and
 /// line that differs, what the chief has there, and what another rank has and which ranks have the same.
-/// Collective: one gather of digests, in which every rank sends and receives log(ranks) messages; the texts
-/// travel only when they differ.
+/// Collective: digests are folded (`fold_ranks`); the texts, and a byte of each rank, travel only when they
+/// differ.
 void compare_ranks(const Communicator& comm, std::span<const Statement> statements);
 
 }  // namespace lockstep

@@ -1,11 +1,14 @@
 #include "coordinated_session.hpp"
 
+#include <functional>
+#include <string>
 #include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 
 namespace lockstep {
 namespace {
@@ -73,11 +76,14 @@ void CoordinatedSession::end(bool forgives) {
   // Threads of another rank may take all of their grace.
   const double limit = ground_.comm.policy().limit.count();
   const Communicator waiting = patient(ground_.comm, limit == 0 ? 0 : limit + grace_.count());
-  const auto live = waiting.all_gather_text(fmt::format("{}", fmt::join(coordinator_.live_threads(), ", ")));
-  for (std::size_t r = 0; r < live.size(); ++r) {
-    if (live[r].empty()) continue;
-    ground_.log.warn(fmt::format("threads of rank {} still run after the grace period of {} s: {}", r,
-                                 grace_.count(), live[r]));
+  const std::string mine = fmt::format("{}", fmt::join(coordinator_.live_threads(), ", "));
+  if (fold_ranks(waiting, "all ranks to say which threads still run", !mine.empty(), std::logical_or<>())) {
+    const auto live = waiting.all_gather_text(mine);
+    for (std::size_t r = 0; r < live.size(); ++r) {
+      if (live[r].empty()) continue;
+      ground_.log.warn(fmt::format("threads of rank {} still run after the grace period of {} s: {}", r,
+                                   grace_.count(), live[r]));
+    }
   }
   agree(waiting, failure);
 }

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 #include <lockstep/session/aborted_error.hpp>
 
 namespace lockstep {
@@ -22,6 +23,9 @@ struct Outcome {
   std::int64_t step = 0;
 
   bool recoverable() const { return kind == Kind::aborted || kind == Kind::unavailable; }
+
+  /// What weighs most is told; of equals, the first rank's.
+  int weight() const { return kind == Kind::none ? 0 : recoverable() ? 1 : 2; }
 };
 
 Outcome outcome_of(const Failure& failure, std::string& text) {
@@ -116,14 +120,17 @@ bool is_aborted(const std::exception_ptr& error) {
 
 void agree(const Communicator& comm, const Failure& mine) {
   std::string text;
-  const auto outcomes = comm.all_gather(outcome_of(mine, text));
-  auto told = std::ranges::find_if(outcomes,
-                                   [](const Outcome& o) { return o.kind != Kind::none && !o.recoverable(); });
-  if (told == outcomes.end()) {
-    told = std::ranges::find_if(outcomes, [](const Outcome& o) { return o.kind != Kind::none; });
-  }
-  if (told == outcomes.end()) return;
-  throw_agreed(comm, mine, *told, std::move(text), static_cast<int>(told - outcomes.begin()));
+  struct OfRank {
+    Outcome outcome;
+    int rank;
+  };
+  const auto told =
+      fold_ranks(comm, "all ranks to agree how they fare", OfRank{outcome_of(mine, text), comm.rank()},
+                 [](const OfRank& left, const OfRank& right) {
+                   return left.outcome.weight() >= right.outcome.weight() ? left : right;
+                 });
+  if (told.outcome.kind == Kind::none) return;
+  throw_agreed(comm, mine, told.outcome, std::move(text), told.rank);
 }
 
 void agree_with_chief(const Communicator& comm, std::string_view what, const Failure& mine) {

@@ -42,8 +42,8 @@ bool is_aborted(const std::exception_ptr& error);
 /// Throws AgreedFailure on all ranks if any rank has a failure: that of the lowest rank whose failure cannot
 /// be recovered from, else of the lowest. Its text is that of the rank, with the rank in front unless it is
 /// the chief; an exception whose type is not of this library is thrown as it was where it was thrown first,
-/// and as TrainingError elsewhere. Collective: one gather of a small value, and two broadcasts when there is
-/// one.
+/// and as TrainingError elsewhere. Collective: a small value of all ranks is folded (`fold_ranks`), and two
+/// broadcasts when there is one.
 void agree(const Communicator& comm, const Failure& mine);
 
 /// The same where only the chief can have failed: one broadcast. `what` says what the others wait for.

@@ -1,6 +1,7 @@
 #include "hooked_session.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <span>
 #include <utility>
 
@@ -9,6 +10,7 @@
 #include <lockstep/base/error.hpp>
 #include <lockstep/base/signals.hpp>
 #include <lockstep/checkpoint/probe.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 #include <lockstep/summary/event_writer.hpp>
 
 namespace lockstep {
@@ -282,8 +284,16 @@ void HookedSession::deliver_gathered(Failure& failure) {
 
 /// A rank whose input ended in `after_run` did not call the hooks behind, so others may have asked for more.
 void HookedSession::drop_partly_gathered() {
-  const std::vector<std::size_t> asked = ground_.comm.all_gather(gathers_.size());
-  if (std::ranges::count(asked, asked.front()) == std::ssize(asked)) return;
+  struct Asked {
+    std::size_t least;
+    std::size_t most;
+  };
+  const Asked asked =
+      fold_ranks(ground_.comm, "all ranks to say what their hooks gather",
+                 Asked{gathers_.size(), gathers_.size()}, [](const Asked& left, const Asked& right) {
+                   return Asked{std::min(left.least, right.least), std::max(left.most, right.most)};
+                 });
+  if (asked.least == asked.most) return;
   ground_.log.warn("what hooks gathered in the last step is left out: on some rank the input ended before");
   gathers_.clear();
 }
@@ -663,9 +673,12 @@ Failure HookedSession::end(Seconds grace) {
     }
   }
   if (saves) {
-    std::uint8_t changed = saver_->content_here(*this) != before ? 1 : 0;
-    if (saver_->writes_shards()) changed = std::ranges::max(ground_.comm.all_gather(changed));
-    if (changed != 0) saver_->save_again();
+    bool changed = saver_->content_here(*this) != before;
+    if (saver_->writes_shards()) {
+      changed = fold_ranks(ground_.comm, "all ranks to say whether something has changed", changed,
+                           std::logical_or<>());
+    }
+    if (changed) saver_->save_again();
   }
   for (const auto& hook : hooks_) {
     if (!hook->looks_last()) continue;

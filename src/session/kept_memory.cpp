@@ -78,7 +78,7 @@ void KeptMemory::plan_shards(const SessionGround& ground, bool second_copy) {
   const std::size_t elements = ground.state.parameter_elements();
   shards_.clear();
   for (int n = 0; n < topology.nodes; ++n) shards_.push_back(shard_of_node(topology, elements, n));
-  leaders_ = topology.node_leaders;
+  nodes_ = topology.all_nodes;
   columns_ = topology.columns;
   my_node_ = static_cast<std::size_t>(topology.my_node);
   before_me_ = (my_node_ + shards_.size() - 1) % shards_.size();
@@ -201,7 +201,7 @@ void KeptMemory::pass_on_through(const Communicator& column) {
     post(std::as_bytes(arena_part(i, mine_)), std::as_writable_bytes(copy_part(updates_, i, copied_)));
   }
   const auto name = [&](int node) {
-    return fmt::format("the node of rank {}", leaders_[static_cast<std::size_t>(node)]);
+    return fmt::format("the node of rank {}", nodes_.leader_of(static_cast<int>(node)));
   };
   for (Request& request : received) column.wait(request, "the second copy of a shard", name(before));
   for (Request& request : sent) column.wait(request, "a second copy to be taken", name(behind));

@@ -117,8 +117,8 @@ class KeptMemory {
   std::optional<Communicator> column_;  ///< where shards are copied, of the ranks that have one
   std::vector<ElementRange> shards_;    ///< of each node; one where each has all
   // Where there are several.
-  std::vector<int> leaders_;  ///< of each node, for messages
-  int columns_ = 0;           ///< ranks of a node that have a part of its shard
+  NodeList nodes_;   ///< for messages
+  int columns_ = 0;  ///< ranks of a node that have a part of its shard
   std::size_t my_node_ = 0;
   std::size_t before_me_ = 0;  ///< the node before
   ElementRange mine_;          ///< this rank's part

@@ -26,7 +26,7 @@ std::optional<ShardPlan> plan_shards(const Topology& topology, const State& stat
   std::vector<int> positions;
   for (int node = 0; node < topology.nodes; ++node) {
     const auto n = static_cast<std::size_t>(node);
-    const auto ranks = static_cast<std::uint64_t>(topology.node_sizes[n]);
+    const auto ranks = static_cast<std::uint64_t>(topology.all_nodes.size_of(node));
     const auto writers = static_cast<std::size_t>(
         std::clamp<std::uint64_t>(a_node / std::max<std::uint64_t>(shard_bytes, 1), 1, ranks));
     const ElementRange all = shard_of_node(topology, state.parameter_elements(), node);
@@ -37,7 +37,7 @@ std::optional<ShardPlan> plan_shards(const Topology& topology, const State& stat
       ShardPart part{{cut(w), cut(w + 1)}};
       if (w == 0 && n < state.kept_arenas().size()) part.kept_arena = n;
       parts.push_back(part);
-      positions.push_back(topology.node_starts[n] + static_cast<int>(w));
+      positions.push_back(topology.all_nodes.start_of(node) + static_cast<int>(w));
     }
   }
   // The first is the chief's, which has attached memory, too; of the others only those that hold something.

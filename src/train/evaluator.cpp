@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <numeric>
 #include <vector>
@@ -6,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 #include <lockstep/reduce/canonical_tree.hpp>
 #include <lockstep/train/evaluator.hpp>
 
@@ -85,10 +87,11 @@ Evaluation evaluate(const Communicator& comm, const Sequential& model, const Ker
   Evaluation result{.loss = all.loss / static_cast<double>(dataset.size()), .samples = dataset.size()};
   if (labelled) {
     const auto judged = static_cast<double>(dataset.size() * dataset.labels_per_sample());
-    std::int64_t sums[] = {0, 0};
-    for (std::size_t i = 0; i < 2; ++i) {
-      for (const std::int64_t part : comm.all_gather(right[i])) sums[i] += part;
-    }
+    const auto sums =
+        fold_ranks(comm, "all ranks to count what is right", std::array<std::int64_t, 2>{right[0], right[1]},
+                   [](const auto& left, const auto& more) {
+                     return std::array<std::int64_t, 2>{left[0] + more[0], left[1] + more[1]};
+                   });
     result.accuracy = static_cast<double>(sums[0]) / judged;
     result.top_k_accuracy = static_cast<double>(sums[1]) / judged;
   } else {

@@ -23,7 +23,7 @@ std::string report(const std::vector<std::pair<int, double>>& steps, double elap
   std::int64_t step = 100;
   for (const auto& [late, seconds] : steps) lag.add(++step, tally_of(late, seconds));
   std::string text = lag.report(Seconds{elapsed}, topology);
-  const std::string& host = topology.node_hosts.front();
+  const std::string host = topology.all_nodes.host_of(0);
   for (std::size_t at = text.find(host); at != std::string::npos; at = text.find(host)) {
     text.replace(at, host.size(), "HOST");
   }

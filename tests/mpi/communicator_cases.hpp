@@ -10,6 +10,7 @@
 #include <doctest/doctest.h>
 
 #include <lockstep/mpi/communicator.hpp>
+#include <lockstep/mpi/fold_ranks.hpp>
 
 // What every transport must do; run over real MPI ranks and over simulated ones.
 
@@ -43,6 +44,33 @@ inline void check_collectives(const Communicator& world) {
   CHECK(values[1] == static_cast<float>(size));
 
   world.barrier("the test");
+}
+
+inline void check_folds(const Communicator& world) {
+  const int size = world.size();
+  // Joining is associative, and not commutative: an order other than that of the ranks shows.
+  struct Range {
+    int first;
+    int last;
+    bool whole;
+  };
+  const auto join = [](const Range& before, const Range& behind) {
+    return Range{before.first, behind.last, before.whole && behind.whole && before.last == behind.first};
+  };
+  const Range all = fold_ranks(world, "the test", Range{world.rank(), world.rank() + 1, true}, join);
+  CHECK(all.first == 0);
+  CHECK(all.last == size);
+  CHECK(all.whole);
+
+  // Rank r has 100 r values: some have none, and some more than one message takes.
+  const auto of = [](int rank) { return std::vector<int>(static_cast<std::size_t>(100 * rank), rank); };
+  const std::vector<int> mine = of(world.rank());
+  const auto list = fold_lists(world, "the test", mine, [](std::vector<int>& before, const auto& behind) {
+    before.insert(before.end(), behind.begin(), behind.end());
+  });
+  std::vector<int> expected;
+  for (int r = 0; r < size; ++r) expected.insert(expected.end(), static_cast<std::size_t>(100 * r), r);
+  CHECK(list == expected);
 }
 
 inline void check_messages_round_a_ring(const Communicator& world) {

@@ -12,6 +12,7 @@ TEST_CASE("collectives, messages, splits and shared memory hold on 1 to 8 simula
       const SimulatedWorld world{ranks, per_node, static_cast<std::uint64_t>(ranks * 10 + per_node)};
       world.run(test::check_collectives);
       world.run(test::check_messages_round_a_ring);
+      world.run(test::check_folds);
       world.run(test::check_splits);
       world.run(test::check_shared_memory);
       world.run(test::check_errors_reach_all);
@@ -71,6 +72,7 @@ TEST_CASE("a single rank without MPI has all operations") {
   const auto self = Communicator::self();
   test::check_collectives(self);
   test::check_messages_round_a_ring(self);
+  test::check_folds(self);
   test::check_splits(self);
   test::check_shared_memory(self);
   test::check_errors_reach_all(self);

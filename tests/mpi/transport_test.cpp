@@ -9,6 +9,10 @@ TEST_CASE("collectives give every rank what rank and size say, over MPI") {
   test::check_collectives(from_mpi(MPI_COMM_WORLD));
 }
 
+TEST_CASE("folds join in the order of the ranks, over MPI") {
+  test::check_folds(from_mpi(MPI_COMM_WORLD));
+}
+
 TEST_CASE("messages go round a ring, over MPI") {
   test::check_messages_round_a_ring(from_mpi(MPI_COMM_WORLD));
 }

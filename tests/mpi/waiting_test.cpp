@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -7,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include <lockstep/mpi/fold_ranks.hpp>
 #include <lockstep/mpi/simulated_world.hpp>
 
 #include "counting_transport.hpp"
@@ -139,6 +141,40 @@ TEST_CASE("a gather names those that have not come") {
   for (const int rank : {1, 3}) {
     const std::string& told = errors[static_cast<std::size_t>(rank)];
     CHECK(told.find("for a gather; missing: rank 0, or a rank that it waits for;") != std::string::npos);
+  }
+}
+
+TEST_CASE("a fold names those that have not come, and takes as many messages as a logarithm") {
+  std::vector<std::string> errors(4);
+  SimulatedWorld{4, 0, 5}.run([&](const Communicator& world) {
+    if (world.rank() == 2) return;
+    const auto clock = std::make_shared<FakeClock>();
+    const Communicator waiting(
+        std::make_shared<test::CountingTransport>(world, std::make_shared<test::Count>(), clock),
+        {.clock = clock, .log = Log(), .limit = Seconds{8}});
+    try {
+      fold_ranks(waiting, "all to agree", world.rank(), std::plus<>());
+    } catch (const DeadlineExceeded& error) {
+      errors[static_cast<std::size_t>(world.rank())] = error.what();
+    }
+  });
+  CHECK(errors[0].find("for all to agree; missing: rank 2;") != std::string::npos);
+  for (int ranks : {1, 2, 5, 16, 33, 64}) {
+    CAPTURE(ranks);
+    std::vector<test::Count> counts(static_cast<std::size_t>(ranks));
+    SimulatedWorld{ranks, 0, 1}.run([&](const Communicator& world) {
+      const auto count = std::make_shared<test::Count>();
+      const Communicator counted(std::make_shared<test::CountingTransport>(world, count));
+      const int sum = fold_ranks(counted, "the test", world.rank(), std::plus<>());
+      CHECK(sum == ranks * (ranks - 1) / 2);
+      counts[static_cast<std::size_t>(world.rank())] = *count;
+    });
+    for (const test::Count& count : counts) {
+      CHECK(count.gathers == 0);
+      // A barrier's to and from, and the fold's own.
+      CHECK(count.receives <= 2 * std::bit_width(static_cast<unsigned>(ranks)));
+      CHECK(count.sends <= 1 + std::bit_width(static_cast<unsigned>(ranks)));
+    }
   }
 }
 

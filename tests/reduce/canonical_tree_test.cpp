@@ -46,6 +46,28 @@ TEST_CASE("ranges of all workers cover the micro-batches once, evenly, with idle
   }
 }
 
+TEST_CASE("a cover is what folding a range leaves over, and what combining such leavings does") {
+  const auto nodes_of = [](const auto& list) {
+    std::vector<TreeNode> nodes;
+    for (const auto& entry : list) nodes.push_back(entry.node);
+    return nodes;
+  };
+  for (std::int64_t micro_batches = 1; micro_batches <= 33; ++micro_batches) {
+    for (std::int64_t first = 0; first <= micro_batches; ++first) {
+      for (std::int64_t last = first; last <= micro_batches; ++last) {
+        const auto covering = cover(micro_batches, {first, last});
+        CHECK(covering == nodes_of(fold_plan(micro_batches, {first, last}).partials));
+        for (std::int64_t cut = first; cut <= last; ++cut) {
+          auto both = cover(micro_batches, {first, cut});
+          const auto more = cover(micro_batches, {cut, last});
+          both.insert(both.end(), more.begin(), more.end());
+          CHECK(covering == nodes_of(combine_programs(micro_batches, both)));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("folding and combining add in the order of the tree, for any number of workers") {
   for (std::int64_t micro_batches = 1; micro_batches <= 33; ++micro_batches) {
     for (int workers = 1; workers <= 12; ++workers) {

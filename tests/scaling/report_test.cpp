@@ -129,6 +129,39 @@ TEST_CASE("a report predicts from a law that was checked, and else says why not"
   CHECK(ScalingReport(studies).html({}).find("<td>8192</td>") != std::string::npos);
 }
 
+TEST_CASE("what a law predicted stands beside what was measured then, in a table and as a line") {
+  const auto perfect = [](std::vector<std::int64_t> rank_counts) {
+    std::vector<ScalingSample> samples;
+    for (const std::int64_t ranks : rank_counts) {
+      ScalingSample s = sample(ScalingMode::strong, ranks, 0, 0.128 / static_cast<double>(ranks));
+      s.part_seconds = {};
+      s.part_seconds[static_cast<std::size_t>(StepPart::compute)] = s.step_seconds;
+      samples.push_back(s);
+    }
+    return samples;
+  };
+  auto later = perfect({4, 16, 32});
+  later.back().step_seconds *= 1.25;
+  const ScalingReport report({{"early", perfect({1, 2, 4, 8})}, {"later", later}});
+  const std::string md = report.markdown();
+  const std::size_t table = md.find("## later beside what early predicts, strong scaling");
+  REQUIRE(table != std::string::npos);
+  const std::string of = md.substr(table);
+  CHECK(of.find("| 4 |") == std::string::npos);  // seen
+  CHECK(of.find("| 16 | 8.000 | 8.000 | +0.0 |") != std::string::npos);
+  CHECK(of.find("| 32 | 4.000 | 5.000 | -20.0 |") != std::string::npos);
+  const auto files = report.plots();
+  CHECK(files.at("law-0.dat").find("\n1 100\n") != std::string::npos);
+  CHECK(files.at("law-0.dat").find("\n8192 ") != std::string::npos);
+  CHECK(files.at("prediction.gp").find("law-0.dat") != std::string::npos);
+  CHECK(!ScalingReport({{"odd", known()}}).plots().contains("prediction.gp"));
+}
+
+TEST_CASE("names that LaTeX would read as commands are escaped") {
+  const std::string tex = ScalingReport({{"a{b}\\c^d~e", known()}}).latex();
+  CHECK(tex.find("a\\{b\\}\\textbackslash{}c\\textasciicircum{}d\\textasciitilde{}e") != std::string::npos);
+}
+
 TEST_CASE("two studies stand side by side where both have runs") {
   auto slower = known();
   for (ScalingSample& s : slower) s.step_seconds *= 1.5;

@@ -55,6 +55,17 @@ TEST_CASE("a report gives a sample whose parts add up to the step") {
   CHECK(sum == doctest::Approx(sample.step_seconds));
 }
 
+TEST_CASE("what the rank waits that came last is messages, not imbalance") {
+  auto of_nodes = report();
+  of_nodes["parts"]["wait_last"] = 0.004;
+  const ScalingSample sample = sample_of_report(of_nodes.dump());
+  CHECK(sample.part_seconds[static_cast<std::size_t>(StepPart::reduction)] == doctest::Approx(0.009));
+  CHECK(sample.part_seconds[static_cast<std::size_t>(StepPart::imbalance)] == doctest::Approx(0.009));
+  of_nodes["parts"]["wait_last"] = 1.0;  // by another clock
+  const ScalingSample odd = sample_of_report(of_nodes.dump());
+  CHECK(odd.part_seconds[static_cast<std::size_t>(StepPart::reduction)] == doctest::Approx(0.015));
+}
+
 TEST_CASE("what is no report, or of a run too short to be timed, is refused") {
   CHECK_THROWS_AS(sample_of_report("{"), DataError);
   CHECK_THROWS_AS(sample_of_report("{}"), DataError);
@@ -89,6 +100,18 @@ TEST_CASE("a sample comes back from its JSON as it was, and from no other") {
   auto negative = nlohmann::json::parse(text);
   negative["step_seconds"] = -1;
   CHECK_THROWS_AS(sample_from_json(negative.dump()), DataError);
+  negative = nlohmann::json::parse(text);
+  negative["parts"]["compute"] = -0.001;
+  CHECK_THROWS_AS(sample_from_json(negative.dump()), DataError);
+  negative = nlohmann::json::parse(text);
+  negative["gradient_bytes"] = -4;
+  CHECK_THROWS_AS(sample_from_json(negative.dump()), DataError);
+  for (const char* key : {"ranks", "global_batch"}) {
+    CAPTURE(key);
+    auto huge = nlohmann::json::parse(text);
+    huge[key] = std::int64_t{1} << 62;
+    CHECK_THROWS_AS(sample_from_json(huge.dump()), DataError);
+  }
   for (const char* key : {"ranks", "nodes", "micro_batch", "global_batch"}) {
     CAPTURE(key);
     auto none = nlohmann::json::parse(text);

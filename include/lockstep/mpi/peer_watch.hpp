@@ -34,7 +34,7 @@ class PeerWatch {
     bool kills = false;
   };
 
-  /// Collective: one gather.
+  /// Collective: a split by nodes, and a gather inside them.
   PeerWatch(const Communicator& comm, Executor& executor, ProcessIdentity& process, Options options);
 
  private:

@@ -52,6 +52,10 @@ struct FoldPlan {
 
 FoldPlan fold_plan(std::int64_t micro_batches, MicroBatchRange range);
 
+/// The fewest nodes of the tree that together have the leaves of `range`, in their order: what is left over
+/// when all of them are added up as far as the tree allows, whoever did that and in which parts.
+std::vector<TreeNode> cover(std::int64_t micro_batches, MicroBatchRange range);
+
 /// How partial sums combine: one node of the tree as a program over numbered sources. Instructions work on a
 /// block of elements in registers that hold one block each; register 0 ends as the result.
 struct CombineProgram {

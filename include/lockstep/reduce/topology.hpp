@@ -1,9 +1,9 @@
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include <lockstep/mpi/communicator.hpp>
+#include <lockstep/reduce/node_list.hpp>
 
 namespace lockstep {
 
@@ -12,8 +12,8 @@ namespace lockstep {
 /// Work is dealt out by position: ranks in the order of nodes, then of local ranks, so that the ranks of one
 /// node own neighbouring micro-batches, whatever their numbers.
 struct Topology {
-  /// Collective: two splits and a gather. `ranks_per_node` above 0 cuts nodes to that size (for tests of
-  /// several nodes on one machine).
+  /// Collective: two splits, a gather inside nodes, and a fold of the list of nodes. `ranks_per_node` above 0
+  /// cuts nodes to that size (for tests of several nodes on one machine).
   Topology(const Communicator& world, int ranks_per_node = 0);
 
   Communicator world;
@@ -22,11 +22,8 @@ struct Topology {
   int nodes = 1;        ///< number of nodes
   int my_node = 0;      ///< which one is this rank's
   int columns = 1;      ///< ranks of the smallest node: that many exchange between nodes
-  std::vector<int> node_sizes;          ///< ranks of each node
-  std::vector<int> node_starts;         ///< position of each node's first rank
-  std::vector<int> node_ranks;          ///< rank in `world` of each local rank of this node
-  std::vector<int> node_leaders;        ///< rank in `world` of each node's first rank
-  std::vector<std::string> node_hosts;  ///< name of each node's host, for messages
+  NodeList all_nodes;   ///< `start_of` is the position of a node's first rank
+  std::vector<int> node_ranks;  ///< rank in `world` of each local rank of this node
   int my_position = 0;
 };
 

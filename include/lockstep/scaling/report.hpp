@@ -49,7 +49,8 @@ class ScalingReport {
   explicit ScalingReport(std::vector<NamedStudy> studies);
 
   /// Tables for pasting: of each study, what a law predicts from it (see fit_scaling) or why nothing may be
-  /// predicted, and of studies after the first how long their steps take beside the first's.
+  /// predicted, and of studies after the first how long their steps take beside the first's, and beside what
+  /// the first's law says where the first has no runs.
   std::string markdown() const;
   std::string latex() const;
 
@@ -73,12 +74,21 @@ class ScalingReport {
     ScalingTable table;
   };
 
-  void add_model(const NamedStudy& study, std::span<const Series> series);
+  /// What a law says of one series, from its smallest number of ranks on.
+  struct Law {
+    std::string title;
+    std::vector<ScalingPrediction> predictions;
+  };
+
+  void add_model(const NamedStudy& study, const ScalingFit& fit, std::span<const Series> series);
+  void add_outcome(const NamedStudy& first, const ScalingFit& fit, const NamedStudy& other);
   void add_comparison(const NamedStudy& first, const NamedStudy& other);
   static std::string rank_tics(std::span<const Series> series);
+  std::string prediction_plot() const;
   static std::string plot_lines(std::span<const Series> series, std::string_view ideal, int value_column);
 
   std::vector<Series> series_;
+  std::vector<Law> laws_;
   std::vector<Printed> printed_;
 };
 

@@ -325,11 +325,17 @@ void write_report(const std::vector<std::string>& folders, std::string to) {
   PosixFileSystem files;
   std::vector<NamedStudy> studies;
   for (const std::string& folder : folders) {
+    const auto whole = files.open_directory(folder);
+    if (!whole->exists("runs")) {
+      throw DataError(fmt::format("{} is no folder of a study: it has no runs", folder));
+    }
     const auto runs = files.open_directory(std::filesystem::path(folder) / "runs");
     NamedStudy study{std::filesystem::path(folder).lexically_normal().filename().string(),
                      load_samples(*runs)};
     if (study.name.empty()) study.name = std::filesystem::path(folder).parent_path().filename().string();
-    const auto whole = files.open_directory(folder);
+    // Of two studies in folders of one name each goes by its whole path.
+    const bool is_taken = std::ranges::find(studies, study.name, &NamedStudy::name) != studies.end();
+    if (is_taken) study.name = folder;
     if (whole->exists("probe.json")) {
       const auto ranks = parsed(*whole, "probe.json", probed_ranks);
       study.network = {median_of(ranks, &ProbedRank::between_latency),

@@ -201,7 +201,7 @@ void KeptMemory::pass_on_through(const Communicator& column) {
     post(std::as_bytes(arena_part(i, mine_)), std::as_writable_bytes(copy_part(updates_, i, copied_)));
   }
   const auto name = [&](int node) {
-    return fmt::format("the node of rank {}", nodes_.leader_of(static_cast<int>(node)));
+    return fmt::format("the node of rank {} ({})", nodes_.leader_of(node), nodes_.host_of(node));
   };
   for (Request& request : received) column.wait(request, "the second copy of a shard", name(before));
   for (Request& request : sent) column.wait(request, "a second copy to be taken", name(behind));

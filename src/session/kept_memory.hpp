@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <lockstep/mpi/communicator.hpp>
+#include <lockstep/reduce/node_list.hpp>
 #include <lockstep/state/arena.hpp>
 #include <lockstep/state/state.hpp>
 

@@ -36,6 +36,8 @@ enum class Place {
   before_settling,
   after_settling,
   after_values,
+  in_creation,  // of the first session of those that came together; the step is how many operations after
+                // that
   after_creation,
   nowhere
 };
@@ -72,7 +74,8 @@ struct Outcome {
   std::vector<float> slots = std::vector<float>(kElements);  ///< from whoever has updated them last
   double kept = 0;
   std::vector<std::optional<std::int64_t>> settled;  ///< at each loss
-  bool together = false;                             ///< more than one was lost at a time
+  std::int64_t completed = 0;  ///< the last step that any who was left then had completed
+  bool together = false;       ///< more than one was lost at a time
 };
 
 /// What happens to one rank of a run.
@@ -99,9 +102,16 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
   std::vector<bool> dead(static_cast<std::size_t>(job.ranks));
   std::vector<std::size_t> knows(static_cast<std::size_t>(job.ranks));
   std::uint64_t draws = seed;
+  std::vector<std::int64_t> completed(static_cast<std::size_t>(job.ranks));
+  std::int64_t operations = -1;  // of the one that dies in creation
   SimulatedWorld simulated{job.ranks, 0, seed};
   simulated.turn = [&](int rank) {
     const auto i = static_cast<std::size_t>(rank);
+    if (operations >= 0 && lost < deaths.size() && deaths[lost].rank == rank &&
+        ++operations == deaths[lost].step) {
+      dead[i] = true;
+      ++lost;
+    }
     if (dead[i]) return over ? Turn::lose : Turn::wait;
     if (knows[i] == lost) return Turn::go_on;
     // At one of its next operations.
@@ -118,8 +128,12 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
       worlds.push_back(world.split(gone ? 1 : 0, me));
     }
     const auto pass = [&](Place place, std::int64_t step) {
+      if (place == Place::before_run) completed[my] = step;
       if (lost >= deaths.size()) return;
       const Death& next = deaths[lost];
+      if (next.rank == me && next.place == Place::in_creation && place == Place::after_values && step == 1) {
+        operations = 0;
+      }
       if (next.rank != me || next.place != place || next.step != step) return;
       dead[my] = true;
       ++lost;
@@ -138,6 +152,10 @@ Outcome run(const Job& job, std::uint64_t seed, const std::vector<Death>& deaths
             outcome.together |= attempt != outcome.settled.size() + 1;
             outcome.settled.resize(attempt);
             outcome.settled[attempt - 1] = keepsake->step();
+            outcome.completed = 0;
+            for (std::size_t i = 0; i < dead.size(); ++i) {
+              if (!dead[i]) outcome.completed = std::max(outcome.completed, completed[i]);
+            }
           }
         }
         State state;
@@ -314,6 +332,8 @@ TEST_CASE(
     check_values(ended, undisturbed);
     REQUIRE(ended.settled.size() == 1);
     const auto& settled = ended.settled.front();
+    // Nothing that anybody who is left had completed is repeated.
+    if (settled) CHECK(*settled >= ended.completed);
     // The last rank of five is a node of its own.
     const bool alone = layout.ranks_per_node == 1 || (layout.ranks == 5 && who == 4);
     if (second_copy) CHECK(settled.value_or(-1) >= step - 1);
@@ -322,7 +342,7 @@ TEST_CASE(
     if (!second_copy && !alone && place == Place::before_sum) CHECK(settled.value_or(-1) >= step - 1);
   };
   for (const Layout& layout :
-       {Layout{2, 1}, Layout{3, 1}, Layout{4, 1}, Layout{4, 2}, Layout{5, 2}, Layout{6, 2}}) {
+       {Layout{2, 1}, Layout{3, 1}, Layout{4, 1}, Layout{5, 1}, Layout{4, 2}, Layout{5, 2}, Layout{6, 2}}) {
     for (int who = 0; who < layout.ranks; ++who) {
       for (const Place place : kPlaces) check(layout, who, place, true);
       for (const Place place : {Place::before_sum, Place::in_update}) check(layout, who, place, false);
@@ -354,6 +374,26 @@ TEST_CASE("two nodes are lost: only if one kept the other's shard is a checkpoin
       }
     }
   }
+}
+
+TEST_CASE("a second node is lost at any moment while the others begin again, and nothing is lost with it") {
+  const Outcome undisturbed = run({}, 1, {});
+  const Job job{.ranks = 4, .second_copy = true, .ranks_per_node = 1, .shards = true};
+  std::int64_t operations = 0;
+  for (int who = 0; who < 2; ++who) {
+    for (std::int64_t at = 1 + who;; at += 2) {
+      CAPTURE(who);
+      CAPTURE(at);
+      const Outcome ended = run(job, static_cast<std::uint64_t>(at),
+                                {{who, Place::in_update, 2}, {(who + 2) % 4, Place::in_creation, at}});
+      check_values(ended, undisturbed);
+      operations = at;
+      if (ended.settled.size() == 1) break;  // the run was over before
+      CHECK(ended.settled.back().has_value());
+      CHECK(ended.settled.back().value_or(-1) >= ended.completed);
+    }
+  }
+  CHECK(operations > 40);
 }
 
 TEST_CASE("shards are lost one after the other down to one rank, and no step is lost with them") {

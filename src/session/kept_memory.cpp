@@ -308,6 +308,7 @@ std::optional<KeptValues> KeptMemory::find(const KeptMemory* memory, const Commu
     for (std::size_t r = 0; r < all.size() && part.rank < 0; ++r) {
       if (all[r].before && claims[r].node == (n + 1) % best->shards) part.rank = static_cast<int>(r);
     }
+    if (part.range.size() == 0) continue;
     if (part.rank < 0) return std::nullopt;
     values.parts.push_back(part);
   }

@@ -337,7 +337,9 @@ TEST_CASE(
     // The last rank of five is a node of its own.
     const bool alone = layout.ranks_per_node == 1 || (layout.ranks == 5 && who == 4);
     if (second_copy) CHECK(settled.value_or(-1) >= step - 1);
-    if (!second_copy && alone) CHECK(!settled.has_value());
+    // Of four blocks of 4,096 elements the first of five nodes has none.
+    const bool empty = layout.ranks == 5 && alone && who == 0;
+    if (!second_copy && alone && !empty) CHECK(!settled.has_value());
     // Its neighbour has its slots, and nobody had begun to update.
     if (!second_copy && !alone && place == Place::before_sum) CHECK(settled.value_or(-1) >= step - 1);
   };
@@ -380,8 +382,9 @@ TEST_CASE("a second node is lost at any moment while the others begin again, and
   const Outcome undisturbed = run({}, 1, {});
   const Job job{.ranks = 4, .second_copy = true, .ranks_per_node = 1, .shards = true};
   std::int64_t operations = 0;
-  for (int who = 0; who < 2; ++who) {
-    for (std::int64_t at = 1 + who;; at += 2) {
+  // The second is the chief of those that were left, or not.
+  for (int who = 1; who <= 2; ++who) {
+    for (std::int64_t at = who;; at += 2) {
       CAPTURE(who);
       CAPTURE(at);
       const Outcome ended = run(job, static_cast<std::uint64_t>(at),

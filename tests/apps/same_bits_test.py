@@ -73,9 +73,9 @@ class SameBits(EndToEnd):
         expected = self.bits(1, **changes)
         self.assertLess(expected["loss"], 3.2)
         self.assertNotEqual(expected, self.bits(1, **changes | {"dropout": 0}))
-        for ranks in (2, 5):
-            with self.subTest(ranks=ranks):
-                self.assertEqual(self.bits(ranks, **changes), expected)
+        for ranks, variant in [(2, {"threads": 2}), (5, {})]:
+            with self.subTest(ranks=ranks, **variant):
+                self.assertEqual(self.bits(ranks, **changes, **variant), expected)
 
     def test_a_unet_learns_to_smooth_fields(self):
         folder = harness.write_fields(self.folder / "fields", 24, 16)
@@ -222,9 +222,9 @@ class SameBits(EndToEnd):
             self.assertEqual(probe.code, 0, str(probe))
             expected = self.bits(1, kernels=kernels)
             seen.add(expected["parameters_digest"])
-            for ranks in (2, 3):
-                with self.subTest(kernels=kernels, ranks=ranks):
-                    self.assertEqual(self.bits(ranks, kernels=kernels), expected)
+            for ranks, threads in ((2, 1), (3, 2)):
+                with self.subTest(kernels=kernels, ranks=ranks, threads=threads):
+                    self.assertEqual(self.bits(ranks, kernels=kernels, threads=threads), expected)
         self.assertGreaterEqual(len(seen), 1)
 
     def test_what_must_change_the_bits_does(self):

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -219,6 +221,131 @@ TEST_CASE("the gradients of convolution and pooling layers agree with difference
   check_layer<MaxPool2d>({6, 6, 3}, 3e-3, 2);
   check_layer<MaxPool2d>({5, 7, 3}, 3e-3, 3, 2);
   check_layer<MaxPool2d>({5, 5}, 3e-3, 2, 1);
+}
+
+/// The outputs of a layer for samples, and its first two parameters.
+struct Applied {
+  Shape shape;
+  std::vector<float> output;
+  std::vector<std::vector<float>> parameters;
+
+  Applied(std::unique_ptr<Layer> layer, const Shape& input, std::int64_t samples, std::span<const float> in,
+          const Kernels& kernels) {
+    State state;
+    shape = layer->declare(state, "l", input);
+    PlainAllocator allocator;
+    state.freeze(allocator);
+    std::uint32_t stream = 20;
+    for (const Tensor& tensor : state.parameter_tensors()) {
+      parameters.push_back(test::normal_values(tensor.size(), stream++));
+      std::ranges::copy(parameters.back(), tensor.values().begin());
+    }
+    const auto plan = layer->plan(kernels, samples);
+    output.assign(static_cast<std::size_t>(samples * element_count(shape)), kNan);
+    std::vector<float> scratch(layer->scratch_size(samples));
+    layer->forward({.kernels = kernels, .samples = samples, .training = false, .plan = plan.get()}, in,
+                   output, scratch);
+  }
+};
+
+TEST_CASE(
+    "a transposed convolution adds each pixel's weighted kernel to its window, overlapping or with gaps") {
+  constexpr std::int64_t kSamples = 2;
+  for (const auto& kernels : test::all_kernels()) {
+    for (const auto& sizes : {std::array<std::int64_t, 6>{3, 4, 3, 2, 2, 2},
+                              {3, 2, 2, 4, 3, 2},
+                              {4, 5, 1, 3, 3, 1},
+                              {2, 3, 5, 1, 2, 3},
+                              {3, 3, 33, 40, 1, 1},
+                              {1, 1, 2, 2, 4, 4}}) {
+      const std::int64_t height = sizes[0], width = sizes[1], in = sizes[2], out = sizes[3],
+                         kernel = sizes[4];
+      const std::int64_t stride = sizes[5];
+      const Shape shape(sizes.begin(), sizes.end());
+      CAPTURE(kernels->name());
+      CAPTURE(to_string(shape));
+      const auto input = test::normal_values(static_cast<std::size_t>(kSamples * height * width * in), 5);
+      const Applied applied(std::make_unique<ConvTranspose2d>(out, kernel, stride), {height, width, in},
+                            kSamples, input, *kernels);
+      const std::int64_t rows = (height - 1) * stride + kernel;
+      const std::int64_t columns = (width - 1) * stride + kernel;
+      REQUIRE(applied.shape == Shape{rows, columns, out});
+      std::vector<double> expected(applied.output.size());
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        expected[i] = static_cast<double>(applied.parameters[1][i % static_cast<std::size_t>(out)]);
+      }
+      std::size_t at = 0;
+      for (std::int64_t pixel = 0; pixel < kSamples * height * width; ++pixel) {
+        const std::int64_t sample = pixel / (height * width);
+        const std::int64_t y = pixel / width % height;
+        const std::int64_t x = pixel % width;
+        for (std::int64_t c = 0; c < in; ++c, ++at) {
+          for (std::int64_t k = 0; k < kernel * kernel * out; ++k) {
+            const std::int64_t row = y * stride + k / out / kernel;
+            const std::int64_t column = x * stride + k / out % kernel;
+            expected[static_cast<std::size_t>(((sample * rows + row) * columns + column) * out + k % out)] +=
+                static_cast<double>(input[at]) *
+                static_cast<double>(applied.parameters[0][static_cast<std::size_t>(k * in + c)]);
+          }
+        }
+      }
+      check_close("output", applied.output, expected);
+    }
+  }
+}
+
+TEST_CASE("pools have the largest and the mean values of their windows") {
+  const auto kernels = make_kernels();
+  constexpr std::int64_t kSamples = 3;
+  for (const auto& sizes : {std::array<std::int64_t, 5>{6, 6, 3, 2, 2},
+                            {5, 7, 2, 3, 2},
+                            {5, 5, 1, 2, 1},
+                            {4, 9, 17, 2, 3},
+                            {3, 3, 4, 3, 3}}) {
+    const std::int64_t height = sizes[0], width = sizes[1], channels = sizes[2], size = sizes[3];
+    const std::int64_t stride = sizes[4];
+    const Shape shape{height, width, channels};
+    CAPTURE(to_string(shape));
+    CAPTURE(size);
+    const auto input = test::normal_values(static_cast<std::size_t>(kSamples * element_count(shape)), 6);
+    const Applied largest(std::make_unique<MaxPool2d>(size, stride), shape, kSamples, input, *kernels);
+    const Applied mean(std::make_unique<AvgPool2d>(size, stride), shape, kSamples, input, *kernels);
+    const Applied all(std::make_unique<GlobalAvgPool>(), shape, kSamples, input, *kernels);
+    const std::int64_t rows = (height - size) / stride + 1;
+    const std::int64_t columns = (width - size) / stride + 1;
+    REQUIRE(largest.shape == Shape{rows, columns, channels});
+    REQUIRE(mean.shape == largest.shape);
+    REQUIRE(all.shape == Shape{channels});
+    const auto pixel = [&](std::int64_t sample, std::int64_t y, std::int64_t x, std::int64_t c) {
+      return static_cast<double>(
+          input[static_cast<std::size_t>(((sample * height + y) * width + x) * channels + c)]);
+    };
+    std::vector<double> most, means, totals;
+    for (std::int64_t sample = 0; sample < kSamples; ++sample) {
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t column = 0; column < columns; ++column) {
+          for (std::int64_t c = 0; c < channels; ++c) {
+            double sum = 0, top = -1e9;
+            for (std::int64_t k = 0; k < size * size; ++k) {
+              const double value = pixel(sample, row * stride + k / size, column * stride + k % size, c);
+              sum += value;
+              top = std::max(top, value);
+            }
+            most.push_back(top);
+            means.push_back(sum / static_cast<double>(size * size));
+          }
+        }
+      }
+      for (std::int64_t c = 0; c < channels; ++c) {
+        double sum = 0;
+        for (std::int64_t k = 0; k < height * width; ++k) sum += pixel(sample, k / width, k % width, c);
+        totals.push_back(sum / static_cast<double>(height * width));
+      }
+    }
+    check_close("largest", largest.output, most);
+    check_close("mean", mean.output, means);
+    check_close("mean of all", all.output, totals);
+  }
 }
 
 TEST_CASE("a maximum pool sends the gradient to the first of equal pixels, and keeps NaN") {

@@ -301,6 +301,7 @@ ScalingReport::ScalingReport(std::vector<NamedStudy> studies) {
     fits.push_back(fit_scaling(studies[i].samples, studies[i].network));
     add_model(studies[i], fits.back(),
               std::span(series_).subspan(first_series[i], first_series[i + 1] - first_series[i]));
+    if (i == 0) drawn_laws_ = laws_.size();
   }
   for (std::size_t i = 1; i < studies.size(); ++i) {
     add_comparison(studies.front(), studies[i]);
@@ -391,22 +392,24 @@ std::map<std::string, std::string> ScalingReport::plots() const {
     }
   }
   files["parts.gp"] = script("parts", bars + "\n");
-  for (std::size_t i = 0; i < laws_.size(); ++i) {
+  for (std::size_t i = 0; i < drawn_laws_; ++i) {
     std::string data = "# ranks efficiency_percent\n";
     for (const ScalingPrediction& p : laws_[i].predictions) {
       data += fmt::format("{} {}\n", p.ranks, 100 * p.efficiency);
     }
     files[fmt::format("law-{}.dat", i)] = std::move(data);
   }
-  if (!laws_.empty()) files["prediction.gp"] = script("prediction", prediction_plot());
+  if (drawn_laws_ > 0) files["prediction.gp"] = script("prediction", prediction_plot());
   return files;
 }
 
-/// Laws as lines, up to where they predict; what was measured as points.
+/// The laws of the first study as lines, up to where they predict; what was measured, then or later, as
+/// points.
 std::string ScalingReport::prediction_plot() const {
-  std::int64_t least = laws_.front().predictions.front().ranks;
+  const auto laws = std::span(laws_).first(drawn_laws_);
+  std::int64_t least = laws.front().predictions.front().ranks;
   std::int64_t most = least;
-  for (const Law& law : laws_) {
+  for (const Law& law : laws) {
     least = std::min(least, law.predictions.front().ranks);
     most = std::max(most, law.predictions.back().ranks);
   }
@@ -416,15 +419,16 @@ std::string ScalingReport::prediction_plot() const {
       "set key left bottom Left reverse\nplot 100 with lines linewidth 2 dashtype 2 linecolor rgb "
       "\"#888888\" title \"ideal\"",
       static_cast<double>(least) / 1.25, static_cast<double>(most) * 1.25);
-  for (std::size_t i = 0; i < laws_.size(); ++i) {
-    plot += fmt::format(", \\\n  \"law-{}.dat\" using 1:2 with lines linewidth 2 title \"{}\"", i,
-                        for_gnuplot(laws_[i].title));
+  // A law has the colour of what it was fitted to, which comes first.
+  for (std::size_t i = 0; i < laws.size(); ++i) {
+    plot += fmt::format(", \\\n  \"law-{}.dat\" using 1:2 with lines linewidth 2 linetype {} title \"{}\"", i,
+                        i + 1, for_gnuplot(laws[i].title));
   }
-  for (std::size_t i = 0; i < series_.size(); ++i) {
+  for (std::size_t i = series_.size(); i-- > 0;) {
     plot += fmt::format(
-        ", \\\n  \"series-{}.dat\" using 1:5:6:7 with yerrorbars linewidth 2 pointsize 1.5 pointtype {} "
-        "title \"{}\"",
-        i, 4 + 2 * i, for_gnuplot(series_[i].title));
+        ", \\\n  \"series-{0}.dat\" using 1:5:6:7 with yerrorbars linewidth 2 pointsize {1} linetype {2} "
+        "pointtype {3} title \"{4}\"",
+        i, i < laws.size() ? 1.2 : 2, i + 1, 4 + 2 * i, for_gnuplot(series_[i].title));
   }
   return plot + "\n";
 }

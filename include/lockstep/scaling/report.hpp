@@ -89,6 +89,7 @@ class ScalingReport {
 
   std::vector<Series> series_;
   std::vector<Law> laws_;
+  std::size_t drawn_laws_ = 0;  ///< those of the first study
   std::vector<Printed> printed_;
 };
 

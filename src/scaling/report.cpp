@@ -93,12 +93,14 @@ std::map<std::int64_t, std::vector<double>> step_times(const NamedStudy& study, 
   return times;
 }
 
-std::string script(std::string_view name, std::string_view body) {
+/// `panels`: pictures below each other.
+std::string script(std::string_view name, std::string_view body, std::size_t panels = 1) {
+  const std::size_t height = panels == 1 ? 560 : 380 * panels;
   return fmt::format(
       "# gnuplot {0}.gp\n"
       "do for [kind in \"svg png\"] {{\n"
-      "if (kind eq \"svg\") {{ set terminal svg size 800,560 font \"sans,15\" background \"white\" }} \\\n"
-      "else {{ set terminal pngcairo size 1600,1120 fontscale 2 linewidth 2 }}\n"
+      "if (kind eq \"svg\") {{ set terminal svg size 800,{2} font \"sans,15\" background \"white\" }} \\\n"
+      "else {{ set terminal pngcairo size 1600,{3} fontscale 2 linewidth 2 }}\n"
       "set output \"{0}.\".kind\n"
       "set grid ytics linecolor rgb \"#dddddd\"\n"
       "set border 3\n"
@@ -106,7 +108,7 @@ std::string script(std::string_view name, std::string_view body) {
       "{1}"
       "set output\n"
       "}}\n",
-      name, body);
+      name, body, height, 2 * height);
 }
 
 /// What a law knows of the network, and how large buckets should be for it.
@@ -376,22 +378,24 @@ std::map<std::string, std::string> ScalingReport::plots() const {
                                "set ylabel \"efficiency in % (bars: 95 % intervals)\"\nset yrange [0:115]\n"
                                "set key left bottom Left reverse\n" +
                                plot_lines(series_, "100", 5));
-  // One group of bars a series, next to each other.
-  std::string bars =
-      "set ylabel \"ms a step\"\nset xlabel \"ranks\"\nset style data histograms\n"
-      "set style histogram rowstacked title offset 0,-1.5\nset style fill solid 0.9 border -1\n"
-      "set boxwidth 0.7\nset yrange [0:*]\nset bmargin 5\nset key outside right top\n";
+  // A panel of bars a series, below each other: of their own heights, and with room for the ranks.
   const std::array<std::string_view, kStepParts.size()> colours{"#56b4e9", "#0072b2", "#d55e00", "#e69f00",
                                                                 "#009e73", "#cc79a7", "#bbbbbb"};
-  bars += "plot ";
+  std::string bars =
+      "set ylabel \"ms a step\"\nset xlabel \"ranks\"\nset style data histograms\n"
+      "set style histogram rowstacked\nset style fill solid 0.9 border -1\nset boxwidth 0.7\n"
+      "set yrange [0:*]\nset xtics rotate by -45\nset key outside right top\n";
+  bars += fmt::format("set multiplot layout {},1\n", series_.size());
   for (std::size_t i = 0; i < series_.size(); ++i) {
-    bars += fmt::format("{}newhistogram \"{}\"", i == 0 ? "" : ", \\\n  ", for_gnuplot(series_[i].title));
+    bars += fmt::format("set title \"{}\"\nplot ", for_gnuplot(series_[i].title));
     for (std::size_t p = 0; p < kStepParts.size(); ++p) {
-      bars += fmt::format(", \\\n  \"series-{}.dat\" using {}:xtic(1) linecolor rgb \"{}\" {}", i, 8 + p,
-                          colours[p], i == 0 ? fmt::format("title \"{}\"", kStepParts[p]) : "notitle");
+      bars += fmt::format("{}\"series-{}.dat\" using {}:xtic(1) linecolor rgb \"{}\" title \"{}\"",
+                          p == 0 ? "" : ", \\\n  ", i, 8 + p, colours[p], kStepParts[p]);
     }
+    bars += "\n";
   }
-  files["parts.gp"] = script("parts", bars + "\n");
+  bars += "unset multiplot\n";
+  files["parts.gp"] = script("parts", bars, series_.size());
   for (std::size_t i = 0; i < drawn_laws_; ++i) {
     std::string data = "# ranks efficiency_percent\n";
     for (const ScalingPrediction& p : laws_[i].predictions) {

@@ -239,6 +239,58 @@ TEST_CASE("what is aborted every time is an error in the end") {
   });
 }
 
+TEST_CASE("what is aborted now and then is none, however often: only failures in a row count") {
+  with_each([](const Communicator& world, bool me, int) {
+    for (const bool hooked : {false, true}) {
+      CAPTURE(hooked);
+      const SharedFolder folder(world);
+      Rank rank(world);
+      auto options = rank.options(folder.path);
+      options.config.max_recoveries = 1;
+      options.save_checkpoint_steps = 1;
+      options.save_checkpoint_secs = std::nullopt;
+      MonitoredTrainingSession session(world, rank.state, options);
+      for (int step = 1; step <= 3; ++step) {
+        bool fails = me;
+        const auto work = [&](StepContext& context) {
+          if (std::exchange(fails, false)) throw AbortedError("now and then");
+          return test::gradient_step(context);
+        };
+        if (hooked) {
+          session.run_step_fn([&](StepFnContext& context) { context.run_with_hooks(work); });
+        } else {
+          session.run(work);
+        }
+        CHECK(session.global_step() == step);
+      }
+      session.close();
+    }
+  });
+}
+
+TEST_CASE("a session that is made again at its last step makes no further one") {
+  with_each([](const Communicator& world, bool me, int) {
+    const SharedFolder folder(world);
+    Rank rank(world);
+    auto options = rank.options(folder.path);
+    options.save_checkpoint_steps = 1;
+    options.save_checkpoint_secs = std::nullopt;
+    const auto recorder = std::make_shared<Recorder>();
+    options.hooks = {recorder, std::make_shared<StopAtStepHook>(std::nullopt, 2)};
+    MonitoredTrainingSession session(world, rank.state, options);
+    session.run(test::gradient_step);
+    // A thread is lost; all hear of it with the second step, which is saved by then.
+    if (me) session.coordinator().stop_on_exception([] { throw AbortedError("lost the feed"); }, "feeder");
+    session.run(test::gradient_step);
+    CHECK(recorder->count("after_create_session") == 2);
+    CHECK(recorder->count("after_run") == 2);
+    CHECK(session.global_step() == 2);
+    CHECK(session.should_stop());
+    session.close();
+    CHECK(session.stop_reason() == "reached step 2");
+  });
+}
+
 // TF: SingularMonitoredSession.test_do_not_handle_aborted_error
 TEST_CASE("a singular session does not recover") {
   with_each([](const Communicator& world, bool me, int) {

@@ -291,6 +291,18 @@ TEST_CASE("a session that is made again at its last step makes no further one") 
   });
 }
 
+TEST_CASE("of ranks that all state something else, the first that differs is named alone") {
+  with_each([](const Communicator& world, bool, int) {
+    if (world.size() == 1) return;
+    Rank rank(world);
+    rank.state.setting("seed", std::to_string(world.rank()));
+    const auto error =
+        thrown([&] { const MonitoredTrainingSession session(world, rank.state, rank.options()); });
+    CHECK(contains(error, "rank 0 has 'seed = 0', rank 1 has 'seed = 1'"));
+    CHECK(same_on_all(world, error));
+  });
+}
+
 // TF: SingularMonitoredSession.test_do_not_handle_aborted_error
 TEST_CASE("a singular session does not recover") {
   with_each([](const Communicator& world, bool me, int) {

@@ -229,7 +229,10 @@ Findings findings_of(const std::vector<char>& bytes) {
   const auto all = nlohmann::json::parse(bytes);
   findings.nodes = all[0];
   findings.shown = all[1].get<std::vector<std::string>>();
-  for (const auto& entry : all[2]) findings.complaints.push_back({entry[0], entry[1], entry[2]});
+  for (const auto& entry : all[2]) {
+    findings.complaints.push_back(
+        {entry[0].get<std::string>(), entry[1].get<std::string>(), entry[2].get<std::size_t>()});
+  }
   findings.other_complaints = all[3];
   return findings;
 }

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <lockstep/base/error.hpp>
+#include <lockstep/base/process.hpp>
 #include <lockstep/data/cifar10.hpp>
 #include <lockstep/data/image_dataset.hpp>
 #include <lockstep/data/npy.hpp>
@@ -116,20 +117,30 @@ std::unique_ptr<Directory> directory_of(const std::filesystem::path& file, FileS
   return files.create_directory(file.has_parent_path() ? file.parent_path() : std::filesystem::path("."));
 }
 
+/// Another run may write the same file now: tasks of a job array that share a configuration.
+std::string name_of_our_own(const std::filesystem::path& file) {
+  return fmt::format(".{}.tmp.{:016x}", file.filename().string(), SystemIdentity().nonce());
+}
+
 }  // namespace
 
 void probe_text(const std::string& path, FileSystem& files) {
-  const std::filesystem::path file(path);
-  const auto directory = directory_of(file, files);
-  const std::string name = "." + file.filename().string() + ".probe";
-  if (directory->exists(name)) directory->remove(name);  // left by a run that died here
+  const auto directory = directory_of(path, files);
+  const std::string name = name_of_our_own(path);
   directory->create(name)->close();
   directory->remove(name);
 }
 
 void write_text(const std::string& path, const std::string& text, FileSystem& files) {
   const std::filesystem::path file(path);
-  replace_file(*directory_of(file, files), file.filename().string(), std::as_bytes(std::span(text)));
+  const auto directory = directory_of(file, files);
+  const std::string temporary = name_of_our_own(file);
+  auto written = directory->create(temporary);
+  written->write(std::as_bytes(std::span(text)));
+  written->sync();
+  written->close();
+  directory->replace(temporary, file.filename().string());
+  directory->sync();
 }
 
 }  // namespace lockstep

@@ -1,5 +1,6 @@
 """What a person or script gets from lockstep-train: report, log file, dry run, help."""
 
+import concurrent.futures
 import json
 
 import harness
@@ -56,6 +57,19 @@ class Report(EndToEnd):
         refused = harness.run_each(2, harness.TRAIN, *self.options(checkpoint_dir=directory, report=path, seed=77))
         self.assertNotIn(0, refused.codes, str(refused))
         self.assertEqual(path.read_bytes(), before)
+
+    def test_runs_that_write_one_report_do_not_disturb_each_other(self):
+        # As tasks of a job array do that share a configuration; names that seem to be free may be another's.
+        path = self.folder / "r.json"
+        for name in (".r.json.probe", ".r.json.tmp"):
+            (self.folder / name).mkdir()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            runs = list(pool.map(lambda i: harness.run(1, harness.TRAIN, *self.options(checkpoint_dir=self.folder / f"run{i}",
+                                                                                       report=path)), range(4)))
+        for run in runs:
+            self.assertEqual(run.code, 0, str(run))
+        self.assertEqual(json.loads(path.read_text())["state"], "done")
+        self.assertEqual(list(self.folder.glob(".r.json.tmp.*")), [])
 
     def test_default_micro_batch_is_the_same_on_all_ranks(self):
         for ranks in (1, 3):

@@ -52,7 +52,10 @@ class Slurm(harness.EndToEnd):
 
     def printed(self, job):
         path = self.folder / f"{job}.out"
-        return path.read_text(errors="replace") if path.exists() else ""
+        if path.exists():
+            return path.read_text(errors="replace")
+        # A task of an array has a number of its own.
+        return "\n".join(f"--- {other.name}\n{other.read_text(errors='replace')}" for other in sorted(self.folder.glob("*.out")))
 
     def state(self, job):
         return self.slurm.job(job)["JobState"]

@@ -65,6 +65,8 @@ void Ranks::run(const std::function<void(int, const Communicator&)>& body) const
   Engine::set_config("smpi/wtime:0");
   Engine::set_config("smpi/simulate-computation:no");
   Engine::set_config("smpi/coll-selector", std::string("ompi"));  // the default sends a message to each rank
+  // For more ranks that takes a k-nomial tree, before which SMPI has all ranks gather a list of each other.
+  if (ranks > 1024) Engine::set_config("smpi/bcast", std::string("binomial_tree"));
   Engine::set_config("surf/precision:1e-9");
   Engine::set_config("contexts/stack-size:512");
   SMPI_init();
